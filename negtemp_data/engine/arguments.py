@@ -1,0 +1,94 @@
+"""vLLM's engine arguments: which names exist, which are ours, and defaults for a machine.
+
+The names are read from vLLM's source, not by importing it, so that a typing mistake is found in
+milliseconds and before anything starts.
+"""
+
+import ast
+import importlib.util
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from negtemp_data.errors import JobError
+
+OURS = {
+    "model": "set generate.model instead",
+    "tokenizer": "the model's own tokenizer is used",
+    "seed": "the job's seed gives every row its own",
+    "logits_processors": "the schedules are carried out there",
+    "worker_extension_cls": "the injection records come out there",
+    "logprobs_mode": "the data set holds raw log-probabilities",
+    "disable_log_stats": "throughput is shown by the run itself",
+}
+"""Arguments that a job can't set, and why."""
+
+_CPU_MAX_BATCHED_TOKENS = 16384
+_CPU_KV_CACHE_BYTES = 2 << 30
+
+
+def check_engine_arguments(arguments: Mapping[str, Any], where: str = "generate.engine") -> None:
+    """Refuses names that vLLM does not have, or that are the project's own.
+
+    Raises:
+        JobError: With the path, and the nearest name that exists.
+    """
+    known = _known_arguments()
+    for name in arguments:
+        if name in OURS:
+            raise JobError(f"{where}.{name}: can't be set; {OURS[name]}.")
+        if known and name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "see `vllm serve --help`."
+            raise JobError(f"{where}.{name}: vLLM has no such engine argument; {hint}")
+
+
+def _known_arguments() -> set[str]:
+    """Fields of vLLM's EngineArgs; empty where vLLM is not installed (a client's machine)."""
+    package = importlib.util.find_spec("vllm")
+    if package is None or not package.submodule_search_locations:
+        return set()
+    source = Path(package.submodule_search_locations[0], "engine", "arg_utils.py")
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == "EngineArgs":
+            fields = (item.target for item in node.body if isinstance(item, ast.AnnAssign))
+            return {field.id for field in fields if isinstance(field, ast.Name)}
+    return set()
+
+
+def machine_defaults(is_cpu: bool) -> dict[str, Any]:
+    """Engine arguments that a job may override, for a machine without or with GPUs.
+
+    On a CPU: no compilation (60 to 90 s for a tenth more speed), and no chunked prefill, because
+    vLLM's seeded CPU sampler fails when a prefill is cut (vllm 0.32, "CPU Generator does not use
+    offset"); so a prefill has to fit in one step.
+    """
+    if not is_cpu:
+        return {}
+    return {
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": _CPU_MAX_BATCHED_TOKENS,
+        "max_num_seqs": 128,
+        "kv_cache_memory_bytes": _CPU_KV_CACHE_BYTES,
+    }
+
+
+def prepare_environment(is_cpu: bool, cores: int) -> None:
+    """Sets what vLLM reads from the environment; must run before vllm is imported.
+
+    Args:
+        is_cpu: Whether the engine runs on the CPU. Then it lives in this very process, which leaves
+            nothing behind when the process ends.
+        cores: CPU cores that the engine may use.
+    """
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "1")
+    # Model Runner V2 has a processor interface of its own, which has no adapter yet.
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    if is_cpu:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        available = sorted(os.sched_getaffinity(0))[:cores]
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, available)))

@@ -1,0 +1,269 @@
+"""One vLLM engine and the thread that steps it.
+
+Any number of threads submit requests and wait on futures; one thread owns the engine, adds what has
+arrived, steps, and resolves what has finished. So the batch stays full across shards, and the
+engine and its CPU threads live in one place from start to end. On a CPU the engine runs in this
+very process and ends with it; on a GPU vLLM puts it into a process of its own, which overlaps its
+work with ours.
+"""
+
+import queue
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from negtemp_data.engine.arguments import machine_defaults, prepare_environment
+from negtemp_data.engine.compile import KEY
+from negtemp_data.errors import EngineDeadError, EngineStartError, GenerationError, quote
+from negtemp_data.sampling import Injection, Schedule, Trace
+
+if TYPE_CHECKING:
+    from vllm import LLMEngine, RequestOutput, SamplingParams
+
+_CLOSE_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What an engine needs to start; picklable."""
+
+    model_path: str
+    arguments: Mapping[str, Any]
+    """vLLM engine arguments of the job."""
+    is_cpu: bool
+    cores: int
+    """CPU cores for the engine where it runs on the CPU."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished request; the arrays have one entry per generated token."""
+
+    token_ids: list[int]
+    logprobs: NDArray[np.float32]
+    """Raw log-probability of each token, T = 1, before any processing. A request for certain token
+    ids (`logprob_token_ids`) has those of the ids, in their order, behind its one token's."""
+    ranks: NDArray[np.int32]
+    """1-based rank of each token by raw log-probability."""
+    text: str | None
+    """The text, where stop strings made vLLM write it; else None."""
+    finish_reason: str
+    trace: Trace
+
+
+@dataclass(frozen=True)
+class _Submission:
+    prompt_token_ids: list[int]
+    params: "SamplingParams"
+    future: "Future[Generation]"
+
+
+class Engine:
+    """Runs requests; safe to use from any thread."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        """Starts the engine and returns when it takes requests.
+
+        Raises:
+            EngineStartError: vLLM did not start; the message holds its reason.
+        """
+        self._inbox: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
+        self._open: dict[str, _Submission] = {}
+        self._n_requests = 0
+        self._death: EngineDeadError | None = None
+        started: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(spec, started), name="engine", daemon=True
+        )
+        self._thread.start()
+        started.result()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's Hugging Face tokenizer."""
+        return self._llm.get_tokenizer()
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and completion together, at most."""
+        return int(self._llm.model_config.max_model_len)
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Requests that the engine runs at a time, at most."""
+        return int(self._llm.vllm_config.scheduler_config.max_num_seqs)
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return int(self._llm.model_config.get_vocab_size())
+
+    def submit(self, prompt_token_ids: list[int], params: "SamplingParams") -> "Future[Generation]":
+        """Queues a request.
+
+        The future raises GenerationError where vLLM refuses the request, and EngineDeadError where
+        the engine dies before it is done.
+        """
+        future: Future[Generation] = Future()
+        self._inbox.put(_Submission(prompt_token_ids, params, future))
+        if self._death is not None:
+            # The thread may have emptied the inbox for the last time before the put.
+            self._fail_inbox(self._death)
+        return future
+
+    def close(self) -> None:
+        """Finishes what is queued, then ends the engine."""
+        self._inbox.put(None)
+        self._thread.join(_CLOSE_TIMEOUT_S)
+
+    def _run(self, spec: EngineSpec, started: "Future[None]") -> None:
+        try:
+            self._llm = _start(spec)
+        except BaseException as error:  # vLLM raises whatever its parts raise
+            started.set_exception(EngineStartError(_start_message(spec, error)))
+            return
+        started.set_result(None)
+        try:
+            self._serve()
+        except Exception as error:  # classified once: a step that raises leaves a dead engine
+            self._death = EngineDeadError(f"the engine died: {type(error).__name__}: {error}")
+            for submission in self._open.values():
+                submission.future.set_exception(self._death)
+            self._fail_inbox(self._death)
+        finally:
+            self._llm.engine_core.shutdown()
+
+    def _serve(self) -> None:
+        while True:
+            is_open = self._admit(wait=not self._llm.has_unfinished_requests())
+            if self._llm.has_unfinished_requests():
+                outputs = cast("list[RequestOutput]", self._llm.step())
+                self._resolve([output for output in outputs if output.finished])
+            elif not is_open:
+                return
+
+    def _admit(self, wait: bool) -> bool:
+        """Adds what has arrived; False when the engine is asked to close."""
+        try:
+            submission = self._inbox.get(block=wait)
+            while submission is not None:
+                self._add(submission)
+                submission = self._inbox.get(block=False)
+        except queue.Empty:
+            return True
+        self._inbox.put(None)  # stays the last word: asked again once the engine is idle
+        return False
+
+    def _add(self, submission: _Submission) -> None:
+        from vllm.inputs import TokensPrompt  # noqa: PLC0415
+
+        self._n_requests += 1
+        request_id = str(self._n_requests)
+        prompt = TokensPrompt(prompt_token_ids=submission.prompt_token_ids)
+        try:
+            self._llm.add_request(request_id, prompt, submission.params)
+        except ValueError as error:  # VLLMValidationError too: this request alone is refused
+            submission.future.set_exception(GenerationError(f"vLLM refused the request: {error}"))
+        else:
+            self._open[request_id] = submission
+
+    def _resolve(self, finished: "list[RequestOutput]") -> None:
+        keys = [
+            key
+            for output in finished
+            if (key := _trace_key(self._open[output.request_id].params)) is not None
+        ]
+        traces = self._take_traces(keys) if keys else {}
+        for output in finished:
+            submission = self._open.pop(output.request_id)
+            trace = traces.get(_trace_key(submission.params) or "", Trace([], 0))
+            try:
+                submission.future.set_result(_generation(output, submission.params, trace))
+            except GenerationError as error:
+                submission.future.set_exception(error)
+
+    def _take_traces(self, keys: list[str]) -> dict[str, Trace]:
+        traces: dict[str, Trace] = {}
+        # Every worker of a parallel engine answers; those that see no logits have empty traces.
+        for answer in self._llm.collective_rpc("take_injection_traces", args=(keys,)):
+            for key, (injections, deferred) in answer:
+                if key not in traces or injections or deferred:
+                    traces[key] = Trace([Injection(*values) for values in injections], deferred)
+        return traces
+
+    def _fail_inbox(self, error: EngineDeadError) -> None:
+        while True:
+            try:
+                submission = self._inbox.get(block=False)
+            except queue.Empty:
+                return
+            if submission is not None:
+                submission.future.set_exception(error)
+
+
+def check_schedules(engine: Engine, schedules: Mapping[str, Schedule]) -> None:
+    """Refuses schedules that can't draw anything from this model's tokens.
+
+    Raises:
+        EngineStartError: Names the arm.
+    """
+    import torch  # noqa: PLC0415
+
+    from negtemp_data.engine.tokens import token_table  # noqa: PLC0415
+    from negtemp_data.sampling import InjectionSampler  # noqa: PLC0415
+
+    tokens = token_table(engine.tokenizer)
+    sampler = InjectionSampler(tokens, engine.vocab_size, torch.device("cpu"))
+    for arm, schedule in schedules.items():
+        try:
+            sampler.check(schedule)
+        except ValueError as error:
+            raise EngineStartError(f"schedules.{arm}: {error}.") from error
+
+
+def _start(spec: EngineSpec) -> "LLMEngine":
+    prepare_environment(spec.is_cpu, spec.cores)
+    from vllm import EngineArgs, LLMEngine  # noqa: PLC0415
+
+    arguments = {**machine_defaults(spec.is_cpu), **spec.arguments}
+    return LLMEngine.from_engine_args(
+        EngineArgs(
+            **arguments,
+            model=spec.model_path,
+            logits_processors=["negtemp_data.engine.processor:InjectionProcessor"],
+            worker_extension_cls="negtemp_data.engine.extension.InjectionExtension",
+            disable_log_stats=True,
+        )
+    )
+
+
+def _start_message(spec: EngineSpec, error: BaseException) -> str:
+    reason = " ".join(str(error).split()) or repr(error)
+    return (
+        f"vLLM could not start {spec.model_path} with generate.engine {dict(spec.arguments)}: "
+        f"{type(error).__name__}: {quote(reason)}; the whole message is in the run's logs."
+    )
+
+
+def _trace_key(params: "SamplingParams") -> str | None:
+    return (params.extra_args or {}).get(KEY)
+
+
+def _generation(output: "RequestOutput", params: "SamplingParams", trace: Trace) -> Generation:
+    completion = output.outputs[0]
+    if completion.finish_reason not in ("stop", "length"):
+        raise GenerationError(f"vLLM ended the request with {completion.finish_reason!r}")
+    flat = completion.logprobs
+    return Generation(
+        token_ids=list(completion.token_ids),
+        logprobs=np.asarray(getattr(flat, "logprobs", []), dtype=np.float32),
+        ranks=np.asarray(getattr(flat, "ranks", []), dtype=np.int32),
+        text=completion.text if params.detokenize else None,
+        finish_reason=completion.finish_reason,
+        trace=trace,
+    )

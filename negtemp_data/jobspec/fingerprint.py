@@ -1,0 +1,71 @@
+"""What makes two runs the same: a fingerprint of everything that can change a row.
+
+Two fingerprints are compared part by part, so that a refusal names what differs.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from negtemp_data.jobspec.job import Job
+
+NOT_IN_A_ROW = (
+    ("generate", "replicas"),
+    ("generate", "gpus_per_replica"),
+    ("output", "path"),
+    ("prompts", "source"),
+)
+"""Fields that can't change a row: where and how wide it runs, and the prompts' name (their bytes
+are in the fingerprint)."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Identity of a data set under construction."""
+
+    job: dict[str, Any]
+    """The resolved job without the fields of `NOT_IN_A_ROW`."""
+    prompts: str
+    """Digest of the prompt source's bytes."""
+    model: str
+    """Revision of the generator's files."""
+
+    @property
+    def digest(self) -> str:
+        """Short hash of the whole, to show and to compare."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def fingerprint_job(job: Job, prompts: str, model: str) -> Fingerprint:
+    """Fingerprint of `job` on prompts and a model with these digests."""
+    data = job.model_dump(mode="json")
+    for section, key in NOT_IN_A_ROW:
+        del data[section][key]
+    return Fingerprint(job=data, prompts=prompts, model=model)
+
+
+def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
+    """What differs, one line each: `path: old → new`."""
+    lines = [
+        f"{path}: {json.dumps(before)} → {json.dumps(after)}"
+        for path, before, after in _walk(old.job, new.job, "")
+    ]
+    if old.prompts != new.prompts:
+        lines.append("prompts.source: the prompts themselves have changed")
+    if old.model != new.model:
+        lines.append(f"generate.model: its files have changed ({old.model} → {new.model})")
+    return lines
+
+
+def _walk(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _walk(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from _walk(before, after, f"{path}[{index}]")
+    elif old != new:
+        yield path, old, new

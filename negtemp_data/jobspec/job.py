@@ -1,0 +1,121 @@
+"""The job file's own model: prompts, generation, output, and how the sections fit together."""
+
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, JsonValue, model_validator
+
+from negtemp_data.jobspec.base import Name, StrictModel
+from negtemp_data.jobspec.schedules import ScheduleConfig
+from negtemp_data.jobspec.verify import VerifyConfig
+
+
+class PromptsConfig(StrictModel):
+    """Where prompts come from, and which part of a row is the prompt."""
+
+    source: str = Field(min_length=1)
+    """File, directory, glob or URI: jsonl, json, csv, parquet, arrow, txt (a line is a prompt)."""
+    id: str | None = None
+    """Column with the prompt's id; null: a hash of its content."""
+    text: str | None = None
+    """Column with the prompt's text. Default, if messages and template are null too: `prompt`."""
+    messages: str | None = None
+    """Column with a chat: a list of {role, content}."""
+    template: str | None = None
+    """Jinja template over the row's columns that gives the prompt's text."""
+    system: str | None = None
+    """System message put before every prompt; null: none."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use this many rows at most, from the start."""
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Self:
+        given = [k for k in ("text", "messages", "template") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: a prompt has one shape")
+        return self
+
+    @property
+    def text_column(self) -> str:
+        """Column of the prompt text, where neither messages nor template is used."""
+        return self.text or "prompt"
+
+
+class GenerateConfig(StrictModel):
+    """The generator: model, limits, samples per prompt, engine."""
+
+    model: str = Field(min_length=1)
+    """Catalogue name (`negtemp models`), Hugging Face id, or local folder."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Most tokens of a completion."""
+    min_tokens: int = Field(default=0, ge=0)
+    """No end of text before this many tokens."""
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """Strings that end a completion; they are not part of it."""
+    chat_template_kwargs: dict[str, JsonValue] = {}
+    """Passed to the model's chat template, for example {enable_thinking: false}."""
+    samples: dict[Name, Annotated[int, Field(ge=1, le=65536)]] = Field(min_length=1)
+    """Samples per prompt, by arm (a name in `schedules`)."""
+    engine: dict[str, Any] = {}
+    """vLLM engine arguments, for example {dtype: float32, max_model_len: 2048}."""
+    replicas: int = Field(default=1, ge=1)
+    """Engines that generate side by side."""
+    gpus_per_replica: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """GPUs of each engine; auto: 1 where there are GPUs, else 0."""
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Self:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})"
+            )
+        return self
+
+
+class OutputConfig(StrictModel):
+    """Where rows go."""
+
+    path: str = Field(min_length=1)
+    """Output folder; a run continues what it finds there."""
+    shard_rows: int = Field(default=256, ge=1, le=65536)
+    """Rows of a shard: a shard holds the samples of whole prompts, at least of one."""
+    keep: Literal["all", "accepted"] = "all"
+    """`accepted` leaves rejected and failed rows out of the shards; they are still counted."""
+
+
+class Job(StrictModel):
+    """A data set to be made: what `negtemp run` is given."""
+
+    version: Literal[1]
+    """Version of this format."""
+    name: Name
+    """Name of the job."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the job; with prompt id, sample index and attempt it gives each row its own."""
+    prompts: PromptsConfig
+    """Where prompts come from."""
+    generate: GenerateConfig
+    """What generates, and how much."""
+    schedules: dict[Name, ScheduleConfig] = Field(min_length=1)
+    """Ways of sampling, by name."""
+    verify: VerifyConfig = VerifyConfig()
+    """What decides whether a sample is good."""
+    output: OutputConfig
+    """Where the data set is written."""
+
+    @model_validator(mode="after")
+    def _arms_exist(self) -> Self:
+        for arm in self.generate.samples:
+            if arm not in self.schedules:
+                near = get_close_matches(arm, self.schedules, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(
+                    f"generate.samples names the arm {arm!r}, but schedules has only "
+                    f"{', '.join(self.schedules)}{hint}"
+                )
+        return self
+
+    @property
+    def samples_per_prompt(self) -> int:
+        """Rows that each prompt gives, over all arms."""
+        return sum(self.generate.samples.values())

@@ -1,0 +1,199 @@
+"""From a job file and `--set` overrides to a `Job`, with errors that say where and what to do.
+
+The file is YAML 1.2 (so `1e-3` is a number and `no` a string); JSON is YAML.
+"""
+
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from negtemp_data.errors import JobError, quote
+from negtemp_data.jobspec.job import Job
+
+_KEY = re.compile(r"[^.\[\]]+")
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """Parses one YAML 1.2 document; `where` names it in errors.
+
+    Raises:
+        JobError: The text is not YAML, or has a key twice.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
+        raise JobError(f"{place}: not valid YAML: {error.problem or error.context}.") from error
+    except YAMLError as error:
+        raise JobError(f"{where}: not valid YAML: {error}.") from error
+
+
+def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Applies `a.b.0.c=value` settings (the value is YAML) to a job's data, in place.
+
+    Missing mappings on the way are made; list items must exist, or be the next one.
+
+    Raises:
+        JobError: An override has no `=`, or leads through something that is no container.
+    """
+    for override in overrides:
+        path, separator, value = override.partition("=")
+        keys = _KEY.findall(path)
+        if not separator or not keys:
+            raise JobError(
+                f"--set {quote(override)}: write it as path=value, for example "
+                "--set schedules.negative.inject.0.temperature=-2."
+            )
+        _set(data, keys, read_yaml(value, f"--set {path}"), override)
+    return data
+
+
+def _set(data: Any, keys: list[str], value: Any, override: str) -> None:
+    node = data
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, dict):
+            if last:
+                node[key] = value
+            else:
+                if node.get(key) is None:
+                    node[key] = {}
+                node = node[key]
+        elif isinstance(node, list) and key.isdigit() and int(key) <= len(node):
+            index = int(key)
+            if index == len(node):
+                node.append(value if last else {})
+            elif last:
+                node[index] = value
+            node = node[index]
+        else:
+            reached = ".".join(keys[:depth]) or "the job"
+            kind = f"a list of {len(node)}" if isinstance(node, list) else type(node).__name__
+            raise JobError(
+                f"--set {quote(override)}: {reached} is {kind}, so it has no item {key!r}."
+            )
+
+
+def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
+    """Reads, overrides and validates a job file.
+
+    Raises:
+        JobError: The file can't be read or does not describe a job; the message names each
+            offending path, what was found there and what is accepted.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise JobError(
+            f"{path}: no such job file; `negtemp init` writes one to start from."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: can't be read: {error}.") from error
+    data = read_yaml(text, str(path))
+    if not isinstance(data, dict):
+        found = "is empty" if data is None else f"holds a {type(data).__name__}"
+        raise JobError(f"{path}: {found}; a job file is a mapping that starts with `version: 1`.")
+    return build_job(apply_overrides(data, overrides), str(path))
+
+
+def build_job(data: dict[str, Any], where: str) -> Job:
+    """Validates a job's data; `where` names it in errors.
+
+    Raises:
+        JobError: See `load_job`.
+    """
+    # JSON mode is what makes strict types fit YAML: an int is a number, a list is a list.
+    text = json.dumps(_infinity_as_text(data), default=str)
+    try:
+        return Job.model_validate_json(text)
+    except ValidationError as error:
+        lines = [_explain(details) for details in error.errors(include_url=False)]
+        raise JobError(f"{where}: " + "\n  ".join(lines)) from error
+
+
+def _infinity_as_text(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _infinity_as_text(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_infinity_as_text(item) for item in value]
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return "inf" if value > 0 else "-inf"
+    return value
+
+
+def _explain(details: ErrorDetails) -> str:
+    """One line for one pydantic error: path, what is wrong, what was found, the nearest key."""
+    location = [part for part in details["loc"] if not str(part).startswith("<")]
+    path = _path_text(location)
+    match details["type"]:
+        case "extra_forbidden":
+            known = sorted(_keys_at(Job, location[:-1]))
+            near = get_close_matches(str(location[-1]), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}."
+            return f"{path}: unknown key; {hint}"
+        case "missing":
+            return f"{path}: missing; it has to be given."
+        case "value_error":
+            # Our own validators quote what they found.
+            return f"{path}: {details['ctx']['error']}."
+        case _:
+            message = details["msg"][0].lower() + details["msg"][1:]
+            return f"{path}: {message}; found {quote(details['input'])}."
+
+
+def _path_text(location: Iterable[int | str]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else str(part))
+    return text or "job"
+
+
+def _keys_at(model: type[BaseModel], location: list[int | str]) -> set[str]:
+    """Valid keys of the mapping at `location`, over all alternatives that may stand there."""
+    schema = TypeAdapter(model).json_schema()
+    nodes = list(_alternatives(schema, schema))
+    for part in location:
+        children: list[Any] = []
+        for node in nodes:
+            # Keys with a pattern of their own (the arms' names) stand under patternProperties.
+            options = [
+                node.get("items") if isinstance(part, int) else None,
+                node.get("properties", {}).get(part),
+                node.get("additionalProperties"),
+                *node.get("patternProperties", {}).values(),
+            ]
+            for child in options:
+                if isinstance(child, dict):
+                    children.extend(_alternatives(child, schema))
+        nodes = children
+    return {key for node in nodes for key in node.get("properties", {})}
+
+
+def _alternatives(node: dict[str, Any], root: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if "$ref" in node:
+        name = str(node["$ref"]).rsplit("/", 1)[-1]
+        yield from _alternatives(root["$defs"][name], root)
+        return
+    yield node
+    for keyword in ("anyOf", "oneOf", "allOf"):
+        for option in node.get(keyword, []):
+            yield from _alternatives(option, root)
+
+
+def write_job(job: Job) -> str:
+    """The resolved job as YAML, every default spelled out; `load_job` reads it back unchanged."""
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.dump(cast(dict[str, Any], job.model_dump(mode="json")), stream)
+    return stream.getvalue()

@@ -1,0 +1,71 @@
+"""Counter-based random numbers: the same (key, counter) gives the same number anywhere.
+
+Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011). A row's
+seed is the key; the counter is (token id, position, rule index, stream), so a draw depends on
+nothing else: not on the batch, its order, the device or what was drawn before.
+"""
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+class Stream(IntEnum):
+    """Last word of the counter: keeps the uses of one row's numbers apart."""
+
+    DRAW = 0
+    RATE = 1
+    JITTER = 2
+
+
+def philox(seed: Tensor, token_id: Tensor, position: Tensor, rule: Tensor, stream: Stream) -> Tensor:
+    """First output word of Philox4x32-10.
+
+    Args:
+        seed: int64, non-negative; low and high 32 bits are the key.
+        token_id: int64, below 2³²; so are position and rule. All are broadcast together.
+        position: See token_id.
+        rule: See token_id.
+        stream: Which of the row's streams.
+
+    Returns:
+        int64 tensor of uniform numbers in [0, 2³²).
+    """
+    c0, c1, c2 = torch.broadcast_tensors(token_id, position, rule)
+    c3 = torch.full_like(c0, int(stream))
+    k0, k1 = seed & _WORD, seed >> 32
+    for _ in range(_ROUNDS):
+        # The product wraps as int64; its bits are right, so the shift needs masking only.
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((product1 >> 32) & _WORD) ^ c1 ^ k0,
+            product1 & _WORD,
+            ((product0 >> 32) & _WORD) ^ c3 ^ k1,
+            product0 & _WORD,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
+    return c0
+
+
+def gumbel(word: Tensor) -> Tensor:
+    """Standard Gumbel numbers from uniform 32-bit words.
+
+    g = −ln(−ln(1 − u)), u = (word + ½)·2⁻³². Taking u near 0 for the large values keeps float32's
+    full resolution where it decides who wins.
+
+    Args:
+        word: int64 in [0, 2³²).
+
+    Returns:
+        float32, between −2.9 and 22.9.
+    """
+    u = ((word.to(torch.float64) + 0.5) * 2.0**-32).to(torch.float32)
+    # Rounding to float32 may give 1, whose logarithm would be infinite.
+    u = u.clamp(max=1.0 - 2.0**-24)
+    return -torch.log(-torch.log1p(-u))

@@ -1,0 +1,58 @@
+"""Where rows go: Arrow shards that are committed once, their ledger, and what makes a data set.
+
+    rows ─ build_shard ─ commit_shard ─ describe_shard ─ write_entry ─ write_layout, write_card
+
+A shard's file is its commit; ledger, layout and card are made from the shards at any time. Knows
+nothing of how rows come about.
+"""
+
+from negtemp_data.storage.account import ShardAccount
+from negtemp_data.storage.card import write_card
+from negtemp_data.storage.check import CheckReport, check_output
+from negtemp_data.storage.layout import write_layout
+from negtemp_data.storage.ledger import (
+    ShardEntry,
+    describe_shard,
+    read_ledger,
+    rebuild_ledger,
+    write_entry,
+)
+from negtemp_data.storage.lock import hold_lock
+from negtemp_data.storage.output import Output, shard_name
+from negtemp_data.storage.schema import (
+    COLUMNS,
+    ROW_SCHEMA,
+    STATUSES,
+    Status,
+    rows_to_table,
+)
+from negtemp_data.storage.shards import build_shard, commit_shard, encode_shard, read_batches
+from negtemp_data.storage.summary import ArmTotals, Totals, summarise
+
+__all__ = [
+    "COLUMNS",
+    "ROW_SCHEMA",
+    "STATUSES",
+    "ArmTotals",
+    "CheckReport",
+    "Output",
+    "ShardAccount",
+    "ShardEntry",
+    "Status",
+    "Totals",
+    "build_shard",
+    "check_output",
+    "commit_shard",
+    "describe_shard",
+    "encode_shard",
+    "hold_lock",
+    "read_batches",
+    "read_ledger",
+    "rebuild_ledger",
+    "rows_to_table",
+    "shard_name",
+    "summarise",
+    "write_card",
+    "write_entry",
+    "write_layout",
+]

@@ -1,0 +1,69 @@
+"""The dataset card: README.md of an output, rendered from the job and the ledger.
+
+Nothing that a prompt or a model wrote gets in, only the job's own settings and counts.
+"""
+
+from collections.abc import Mapping
+from importlib import resources
+from itertools import takewhile
+
+from jinja2 import Environment, StrictUndefined
+
+from negtemp_data.jobspec import Job, write_job
+from negtemp_data.storage.ledger import ShardEntry
+from negtemp_data.storage.output import Output
+from negtemp_data.storage.schema import COLUMNS, ROW_SCHEMA
+from negtemp_data.storage.summary import summarise
+
+
+def write_card(
+    output: Output,
+    job: Job,
+    entries: Mapping[int, ShardEntry],
+    versions: Mapping[str, str],
+    model_notes: Mapping[str, str],
+) -> None:
+    """Writes README.md.
+
+    Args:
+        output: Where to.
+        job: The job that made the data set.
+        entries: Its committed shards.
+        versions: Versions by library.
+        model_notes: What a reader must know of each model, by model: licence, known limits.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"code": _quote_code, "cell": _quote_cell}
+    source = resources.files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8")
+    text = environment.from_string(source).render(
+        job=job,
+        totals=summarise(entries),
+        schedules=_cut_section(write_job(job), "schedules"),
+        columns=[(field.name, str(field.type), COLUMNS[field.name]) for field in ROW_SCHEMA],
+        versions=versions,
+        model_notes=model_notes,
+    )
+    output.write_text(output.card_path, text)
+
+
+def _cut_section(yaml: str, name: str) -> str:
+    """The lines of a job's YAML that belong to one of its sections, without indent."""
+    lines = yaml.splitlines()
+    body = lines[lines.index(f"{name}:") + 1 :]
+    return "\n".join(line[2:] for line in takewhile(lambda line: line.startswith(" "), body))
+
+
+def _quote_code(text: str) -> str:
+    """`text` as inline code that can't end early."""
+    code = _quote_cell(text).replace("`", "'")
+    return f"`{code}`"
+
+
+def _quote_cell(text: str) -> str:
+    """`text` on one line, as it may stand in a table."""
+    return " ".join(text.split()).replace("|", "\\|")

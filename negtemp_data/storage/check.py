@@ -1,0 +1,263 @@
+"""Integrity of an output: is every committed row there, once, unchanged and accounted for?
+
+Reads shard by shard and writes nothing. A run that writes at the same time may be caught between
+a commit and the files that list it.
+"""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from negtemp_data.errors import StorageError, quote
+from negtemp_data.storage.ledger import (
+    ShardEntry,
+    describe_shard,
+    entry_path,
+    ledger_shards,
+    read_entry,
+)
+from negtemp_data.storage.output import Output, shard_name
+from negtemp_data.storage.schema import ROW_SCHEMA
+from negtemp_data.storage.shards import read_batches, read_schema, unreadable_shard
+from negtemp_data.storage.summary import summarise
+
+_DIGEST_BYTES = 16
+_NAMED_IDS = 10
+"""Most duplicate ids that are named; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found. planned = accepted + rejected + failed + not yet done."""
+
+    shards: int
+    """Committed shards that can be read."""
+    rows: int
+    """Rows in them."""
+    planned: int
+    """Rows of the plan, as far as it is known."""
+    accepted: int
+    """Planned rows that passed."""
+    rejected: int
+    """Planned rows that did not pass."""
+    failed: int
+    """Planned rows that could not be made or judged."""
+    not_done: int | None
+    """Planned rows of shards that are missing or unreadable; None where the plan is not known."""
+    problems: list[str]
+    """One line each: what is wrong, and how to mend it."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong. An unfinished output is not wrong."""
+        return not self.problems
+
+
+def check_output(
+    output: Output,
+    plan_rows: Callable[[int], list[str]] | None = None,
+    n_shards: int | None = None,
+) -> CheckReport:
+    """Checks all shards, and that ledger and layout agree with them.
+
+    Memory: one shard, and a digest of 16 bytes a row to find ids that occur twice.
+
+    Args:
+        output: What to check.
+        plan_rows: Gives the ids of a shard's planned rows, in order; None: ids are not compared.
+        n_shards: Shards of the plan; None: not known.
+
+    Raises:
+        OutputError: The folder is no output.
+    """
+    keeps_all = output.read_fingerprint().job["output"]["keep"] == "all"
+    committed = output.committed_shards()
+    entries: dict[int, ShardEntry] = {}
+    digests = bytearray()
+    problems: list[str] = []
+    for index in committed:
+        if n_shards is not None and index >= n_shards:
+            problems.append(
+                f"{shard_name(index)}: the plan has only {n_shards} shards; delete this file."
+            )
+            continue
+        try:
+            entry = describe_shard(output, index)
+            ids, counts = _read_rows(output, index)
+        except StorageError as error:
+            problems.append(str(error))
+            continue
+        entries[index] = entry
+        for row_id in ids:
+            digests += _digest(row_id)
+        found = [*_compare_counts(entry, counts, keeps_all)]
+        if plan_rows:
+            found += _compare_plan(entry, ids, plan_rows(index), keeps_all)
+        problems += [f"{shard_name(index)}: {what}; {_mend_shard(output)}." for what in found]
+    problems += _compare_ledger(output, entries, committed)
+    problems += _compare_layout(output, committed)
+    problems += _name_duplicates(output, entries, _find_repeated(digests))
+    return _report(entries, problems, _count_missing(entries, plan_rows, n_shards))
+
+
+def _mend_shard(output: Output) -> str:
+    return f"delete this file, then `negtemp resume {output.root}` makes its rows again"
+
+
+def _read_rows(output: Output, index: int) -> tuple[list[str], Counter[tuple[str, str]]]:
+    """Ids of a shard's rows, and how many rows each arm and status has."""
+    if not read_schema(output, index).equals(ROW_SCHEMA):
+        raise unreadable_shard(output, index, "its columns are not those of this version")
+    ids: list[str] = []
+    counts: Counter[tuple[str, str]] = Counter()
+    for batch in read_batches(output, index):
+        try:
+            batch.validate(full=True)
+        except pa.ArrowException as error:
+            raise unreadable_shard(output, index, error) from error
+        keys = [batch[column] for column in ("id", "arm", "status")]
+        if any(column.null_count for column in keys):
+            raise unreadable_shard(output, index, "a row lacks its id, arm or status")
+        ids += keys[0].to_pylist()
+        counts.update(zip(keys[1].to_pylist(), keys[2].to_pylist(), strict=True))
+    return ids, counts
+
+
+def _compare_counts(
+    entry: ShardEntry, counts: Counter[tuple[str, str]], keeps_all: bool
+) -> Iterator[str]:
+    """The account against itself, and against the rows in the file."""
+    accounted = {
+        (arm, status): count
+        for arm, statuses in entry.counts.items()
+        for status, count in statuses.items()
+    }
+    if sum(accounted.values()) != entry.planned:
+        yield f"accounts for {sum(accounted.values())} of {entry.planned} planned rows"
+    for arm, status in sorted(accounted.keys() | counts.keys()):
+        is_kept = keeps_all or status == "accepted"
+        expected = accounted.get((arm, status), 0) if is_kept else 0
+        if counts[arm, status] != expected:
+            yield f"holds {counts[arm, status]} {status} rows of arm {arm} instead of {expected}"
+
+
+def _compare_plan(
+    entry: ShardEntry, ids: list[str], planned: list[str], keeps_all: bool
+) -> Iterator[str]:
+    if entry.planned != len(planned):
+        yield f"accounts for {entry.planned} planned rows, but its plan has {len(planned)}"
+    held = set(ids)
+    unplanned = sorted(held - set(planned))
+    missing = sorted(set(planned) - held) if keeps_all else []
+    if unplanned:
+        yield f"holds {len(unplanned)} rows that are not in its plan, as {quote(unplanned[0])}"
+    if missing:
+        yield f"lacks {len(missing)} planned rows, as {quote(missing[0])}"
+    if not unplanned and not missing and ids != [row_id for row_id in planned if row_id in held]:
+        yield "its rows are not once each in the plan's order"
+
+
+def _compare_ledger(
+    output: Output, entries: Mapping[int, ShardEntry], committed: Iterable[int]
+) -> Iterator[str]:
+    """What the ledger remembers, against the files; what it lacks is no problem."""
+    for index, entry in entries.items():
+        known = read_entry(output, index)
+        if known and known.checksum != entry.checksum:
+            yield (
+                f"{shard_name(index)}: its checksum is {entry.checksum}, but was {known.checksum} "
+                f"when it was committed; {_mend_shard(output)}."
+            )
+        elif known and known != entry:
+            yield (
+                f"{shard_name(index)}: its ledger entry disagrees with it; delete "
+                f"{entry_path(output, index)}, which is made again from the shard."
+            )
+    for index in sorted(set(ledger_shards(output)) - set(committed)):
+        yield (
+            f"{shard_name(index)}: is in the ledger, but the file is gone; put it back, or "
+            f"`negtemp resume {output.root}` makes its rows again."
+        )
+
+
+def _compare_layout(output: Output, committed: list[int]) -> Iterator[str]:
+    """Whether `load_from_disk` would see exactly the committed shards."""
+    listed: list[str] = []
+    try:
+        state = json.loads(output.state_path.read_bytes())
+        listed = [file["filename"] for file in state["_data_files"]]
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"state.json: can't be read ({error}); `negtemp resume {output.root}` rewrites it."
+        return
+    if listed != [shard_name(index) for index in committed]:
+        yield (
+            f"state.json: lists {len(listed)} files, which are not the {len(committed)} committed "
+            f"shards in order; `negtemp resume {output.root}` rewrites it."
+        )
+
+
+def _digest(row_id: str) -> bytes:
+    return hashlib.blake2b(row_id.encode(), digest_size=_DIGEST_BYTES).digest()
+
+
+def _find_repeated(digests: bytearray) -> set[bytes]:
+    array = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(_DIGEST_BYTES), len(digests) // _DIGEST_BYTES, [None, pa.py_buffer(digests)]
+    )
+    # Sorting takes 24 more bytes a row for a moment; a hash table would take 170.
+    ordered = array.take(pc.sort_indices(array))
+    repeats = pc.equal(ordered[1:], ordered[:-1])
+    return set(ordered[1:].filter(repeats).to_pylist())
+
+
+def _name_duplicates(output: Output, shards: Iterable[int], repeated: set[bytes]) -> Iterator[str]:
+    """Reads the ids once more, since only digests were kept, to say which they are and where."""
+    if not repeated:
+        return
+    named = set(sorted(repeated)[:_NAMED_IDS])
+    places: dict[str, list[str]] = defaultdict(list)
+    for index in shards:
+        for batch in read_batches(output, index):
+            for row_id in batch["id"].to_pylist():
+                if _digest(row_id) in named:
+                    places[row_id].append(shard_name(index))
+    for row_id, names in places.items():
+        yield (
+            f"{', '.join(names)}: the id {quote(row_id)} occurs {len(names)} times; delete the "
+            f"shard that should not have it, then run `negtemp resume {output.root}`."
+        )
+    if len(repeated) > _NAMED_IDS:
+        yield f"{len(repeated) - _NAMED_IDS} more ids occur several times; mend them likewise."
+
+
+def _count_missing(
+    entries: Mapping[int, ShardEntry],
+    plan_rows: Callable[[int], list[str]] | None,
+    n_shards: int | None,
+) -> int | None:
+    if plan_rows is None or n_shards is None:
+        return None
+    return sum(len(plan_rows(index)) for index in range(n_shards) if index not in entries)
+
+
+def _report(
+    entries: Mapping[int, ShardEntry], problems: list[str], not_done: int | None
+) -> CheckReport:
+    totals = summarise(entries).overall
+    return CheckReport(
+        shards=len(entries),
+        rows=sum(entry.rows for entry in entries.values()),
+        planned=totals.planned + (not_done or 0),
+        accepted=totals.accepted,
+        rejected=totals.rejected,
+        failed=totals.failed,
+        not_done=not_done,
+        problems=problems,
+    )

@@ -1,0 +1,52 @@
+"""The Hugging Face layout: `datasets.load_from_disk` opens the output at any time of a run.
+
+One process writes it, from the committed shards. Source: datasets 5.2, arrow_dataset.py,
+`Dataset.save_to_disk` and `Dataset.load_from_disk`.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from negtemp_data.storage.ledger import ShardEntry
+from negtemp_data.storage.output import Output, shard_name
+from negtemp_data.storage.schema import ROW_SCHEMA
+
+
+def write_layout(output: Output, entries: Mapping[int, ShardEntry]) -> None:
+    """Writes `dataset_info.json`, once, and `state.json`, which lists the shards of `entries`.
+
+    Without any shard nothing is written: a data set of no files can't be loaded.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    if not entries:
+        return
+    if not output.info_path.exists():
+        output.write_text(output.info_path, _describe_columns(output))
+    shards = sorted(entries)
+    checksums = "".join(entries[shard].checksum for shard in shards)
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": shard_name(shard)} for shard in shards],
+        "_fingerprint": hashlib.blake2b(checksums.encode(), digest_size=8).hexdigest(),
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    output.write_json(output.state_path, state)
+
+
+def _describe_columns(output: Output) -> str:
+    """Content of `dataset_info.json`, as datasets itself writes it."""
+    # Takes seconds to import, and only the first layout of an output needs it.
+    from datasets import DatasetInfo, Features  # noqa: PLC0415
+
+    info = DatasetInfo(features=Features.from_arrow_schema(ROW_SCHEMA))
+    with tempfile.TemporaryDirectory(dir=output.tmp) as folder:
+        info.write_to_directory(folder, pretty_print=True)
+        return (Path(folder) / output.info_path.name).read_text(encoding="utf-8")
