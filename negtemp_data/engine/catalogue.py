@@ -6,6 +6,7 @@ is converted once into the cache folder.
 """
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -115,6 +116,42 @@ def is_known(name: str) -> bool:
     """Whether `name` may be a model, judged without touching the network."""
     is_folder = Path(name).expanduser().is_dir()
     return name in CATALOGUE or is_folder or bool(_HUB_ID.fullmatch(name))
+
+
+def local_path(name: str) -> str | None:
+    """Folder of a model that is on this machine already; None: it would be converted or fetched."""
+    if name in CATALOGUE:
+        try:
+            path = cached_path(CATALOGUE[name])
+        except ModelError:
+            return None
+        return str(path) if path.is_dir() else None
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder.resolve())
+    if not _HUB_ID.fullmatch(name):
+        return None
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
+
+    config = try_to_load_from_cache(name, "config.json")
+    return str(Path(config).parent) if isinstance(config, str) else None
+
+
+def measure_model(path: Path) -> dict[str, float] | None:
+    """What a model takes: `weights_gib`, and `kv_mib_per_1000_tokens` of 2-byte KV cache.
+
+    None where the config does not name its layers and heads the usual way.
+    """
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        layers = config["num_hidden_layers"]
+        heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+        width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    except (OSError, ValueError, KeyError):
+        return None
+    weights = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    kv_bytes = 2 * layers * heads * width * 2
+    return {"weights_gib": weights / 2**30, "kv_mib_per_1000_tokens": kv_bytes * 1000 / 2**20}
 
 
 def _installed_version(entry: CatalogueEntry) -> str:

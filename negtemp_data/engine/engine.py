@@ -36,8 +36,8 @@ class EngineSpec:
     arguments: Mapping[str, Any]
     """vLLM engine arguments of the job."""
     is_cpu: bool
-    cores: int
-    """CPU cores for the engine where it runs on the CPU."""
+    replicas: int
+    """Engines that may share this machine."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def check_schedules(engine: Engine, schedules: Mapping[str, Schedule]) -> None:
 
 
 def _start(spec: EngineSpec) -> "LLMEngine":
-    prepare_environment(spec.is_cpu, spec.cores)
+    prepare_environment(spec.is_cpu, spec.replicas)
     from vllm import EngineArgs, LLMEngine  # noqa: PLC0415
 
     arguments = {**machine_defaults(spec.is_cpu), **spec.arguments}

@@ -6,6 +6,7 @@ placeholders and the contents are encoded on their own with special tokens off; 
 is encoded in one piece, exactly as any other tool does it.
 """
 
+import copy
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -44,7 +45,10 @@ class PromptEncoder:
             max_prompt_tokens: Longest prompt that leaves room for one token.
             chat_template_kwargs: Passed to the chat template.
         """
-        self._tokenizer = tokenizer
+        # Encoding with special tokens off flips a switch inside the tokenizer, which other threads
+        # would see: so there is a copy for each position of the switch.
+        self._tokenizer = copy.deepcopy(tokenizer)
+        self._plain_tokenizer = copy.deepcopy(tokenizer)
         self._max_prompt_tokens = max_prompt_tokens
         self._template_kwargs = dict(chat_template_kwargs or {})
         self._specials = tuple(tokenizer.get_added_vocab())
@@ -75,6 +79,10 @@ class PromptEncoder:
         if len(ids) > self._max_prompt_tokens:
             raise self._too_long(str(len(ids)))
         return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Token ids as text, control tokens included."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
     def encode_chat(self, chat: Chat) -> list[int]:
         """Token ids of a chat and the header of the assistant's answer.
@@ -121,7 +129,7 @@ class PromptEncoder:
 
     def _encode_plain(self, text: str, add_special_tokens: bool = False) -> list[int]:
         return list(
-            self._tokenizer.encode(
+            self._plain_tokenizer.encode(
                 text, add_special_tokens=add_special_tokens, split_special_tokens=True
             )
         )

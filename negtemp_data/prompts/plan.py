@@ -22,7 +22,9 @@ from negtemp_data.prompts.readers import read_prompts
 from negtemp_data.prompts.records import Prompt
 
 PLAN_FILE = "plan.json"
+"""Name of the file that says that a plan is complete."""
 PROMPTS_FILE = "prompts.arrow"
+"""Name of the file with the prompts of all shards."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Plan:
     n_bad: int
     """Prompts that can't be used; their rows are failed ones."""
     n_shards: int
+    """Shards, the last one included."""
     prompts_per_shard: int
     """Prompts of every shard but the last, which may have fewer."""
     samples: dict[str, int]

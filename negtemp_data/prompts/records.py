@@ -22,7 +22,9 @@ class Prompt:
     id: str
     """Unique within the source."""
     text: str | None
+    """The prompt as text; None: it is a chat, or can't be used."""
     messages: tuple[Message, ...] | None
+    """The prompt as a chat; None: it is a text, or can't be used."""
     source: str | None
     """The row's other columns as a JSON object, in their order; None: it has no others."""
     error: str | None

@@ -6,6 +6,7 @@ schedules is one gather.
 Shapes: K rows, V vocabulary, G registered rules.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from negtemp_data.sampling.supports import Limits
 from negtemp_data.sampling.vocabulary import TokenTable
 
 _NO_LIMIT = torch.iinfo(torch.int64).max
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class RuleTable:
             return torch.tensor(values, dtype=torch.int64, device=self._device)
 
         return _Columns(
-            temperature_G=floats([rule.temperature for rule in rules]),
+            temperature_G=floats([_float32_temperature(rule.temperature) for rule in rules]),
             limits=Limits(
                 min_p_K=floats([s.min_p or 0.0 for s in supports]),
                 top_p_K=torch.tensor(
@@ -106,3 +108,8 @@ class RuleTable:
             defer_G=ints([rule.defer for rule in rules]),
             vocabulary_G=ints([self._mask_index[rule.vocabulary] for rule in rules]),
         )
+
+
+def _float32_temperature(temperature: float) -> float:
+    """The temperature, kept off 0 where float32 would lose its sign: T → 0⁻ is not T = 0."""
+    return math.copysign(max(abs(temperature), _TINY), temperature) if temperature else 0.0

@@ -54,6 +54,7 @@ class InjectionSampler:
     def __init__(self, tokens: TokenTable, vocab_size: int, device: torch.device) -> None:
         """Prepares for logits of width `vocab_size` on `device`."""
         self._device = device
+        self._is_on_host = device.type == "cpu"
         self._rules = RuleTable(tokens, vocab_size, device)
         self._states = RowStates(self._rules, device)
         self._timetable = Timetable()
@@ -149,13 +150,14 @@ class InjectionSampler:
         look = _Look(row_K, slot_K, position_K, winner_K)
         # On a CPU the device is the host: idle rows can be left out and windows closed early.
         # Elsewhere both would make the host wait, so idle rows come along masked.
-        on_host = self._device.type == "cpu"
-        self._inject(logits_RV, look.select(winner_K < fires.shape[1]) if on_host else look)
-        if on_host:
+        self._inject(
+            logits_RV, look.select(winner_K < fires.shape[1]) if self._is_on_host else look
+        )
+        if self._is_on_host:
             is_waiting = self._states.is_waiting(slot_K).tolist()
-            for slot, position, waits in zip(slots, positions, is_waiting, strict=True):
+            for slot, waits in zip(slots, is_waiting, strict=True):
                 if not waits:
-                    self._timetable.close_window(int(slot), int(position))
+                    self._timetable.close_window(int(slot))
 
     def _inject(self, logits_RV: Tensor, look: _Look) -> None:
         if not len(look.row_K):

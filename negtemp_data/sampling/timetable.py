@@ -123,13 +123,16 @@ class Timetable:
 
     def steps_to_sleep(self, slots: Positions, positions: Positions) -> int:
         """Steps that can surely be skipped: a row gains at most one token a step."""
-        if (positions <= self._looked_at[slots]).any():
+        if not slots.size or (positions <= self._looked_at[slots]).any():
             return 0
         return max(0, int((self._wake[slots] - positions).min()) - 1)
 
-    def close_window(self, slot: int, position: int) -> None:
-        """Tells that nothing of `slot` waits any more, so that its window ends at `position`."""
+    def close_window(self, slot: int) -> None:
+        """Tells that nothing of `slot` waits any more: only its next firing can inject.
+
+        The window keeps its end: the same position may be computed again and then leave an
+        injection waiting.
+        """
         clock = self._clocks[slot]
-        clock.window_end = position
-        later = (hit for hit in clock.hits if hit > position)
+        later = (hit for hit in clock.hits if hit > self._looked_at[slot])
         self._wake[slot] = min(later, default=clock.end)

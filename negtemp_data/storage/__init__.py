@@ -13,12 +13,14 @@ from negtemp_data.storage.layout import write_layout
 from negtemp_data.storage.ledger import (
     ShardEntry,
     describe_shard,
+    read_entry,
     read_ledger,
     rebuild_ledger,
     write_entry,
 )
 from negtemp_data.storage.lock import hold_lock
 from negtemp_data.storage.output import Output, shard_name
+from negtemp_data.storage.samples import read_rows
 from negtemp_data.storage.schema import (
     COLUMNS,
     ROW_SCHEMA,
@@ -47,7 +49,9 @@ __all__ = [
     "encode_shard",
     "hold_lock",
     "read_batches",
+    "read_entry",
     "read_ledger",
+    "read_rows",
     "rebuild_ledger",
     "rows_to_table",
     "shard_name",

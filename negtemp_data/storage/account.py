@@ -19,7 +19,11 @@ _METADATA_KEY = b"negtemp"
 
 @dataclass(frozen=True)
 class ShardAccount:
-    """What became of the planned rows of one shard."""
+    """What became of the planned rows of one shard.
+
+    Raises:
+        ValueError: The parts speak of different arms, or of other statuses than `STATUSES`.
+    """
 
     shard: int
     """Index of the shard."""
@@ -39,6 +43,13 @@ class ShardAccount:
     """Rows that have a score, by arm."""
     seconds: float
     """Time that the shard took."""
+
+    def __post_init__(self) -> None:
+        parts = (self.injections, self.score_sum, self.scored)
+        if any(part.keys() != self.counts.keys() for part in parts):
+            raise ValueError("the arms differ")
+        if any(counts.keys() != set(STATUSES) for counts in self.counts.values()):
+            raise ValueError(f"the statuses are not {', '.join(STATUSES)}")
 
 
 def account_rows(
@@ -79,12 +90,12 @@ def read_account(schema: pa.Schema, where: object) -> ShardAccount:
     """The account in a schema's metadata; `where` names its file in errors.
 
     Raises:
-        StorageError: There is none.
+        StorageError: There is none that makes sense.
     """
     try:
         return ShardAccount(**json.loads((schema.metadata or {})[_METADATA_KEY]))
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise StorageError(
-            f"{where}: has no account of its rows, so negtemp did not write it; move it away, "
-            "then run `negtemp resume` on this output."
+            f"{where}: has no sound account of its rows, so it is damaged or not negtemp's; move "
+            "it away, then run `negtemp resume` on this output."
         ) from error

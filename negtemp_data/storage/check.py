@@ -143,7 +143,10 @@ def _compare_counts(
         is_kept = keeps_all or status == "accepted"
         expected = accounted.get((arm, status), 0) if is_kept else 0
         if counts[arm, status] != expected:
-            yield f"holds {counts[arm, status]} {status} rows of arm {arm} instead of {expected}"
+            yield (
+                f"holds {counts[arm, status]} rows of arm {quote(arm)} with status "
+                f"{quote(status)} instead of {expected}"
+            )
 
 
 def _compare_plan(

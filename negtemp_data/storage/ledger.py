@@ -58,7 +58,7 @@ def read_entry(output: Output, index: int) -> ShardEntry | None:
     try:
         data = json.loads(entry_path(output, index).read_bytes())
         entry = ShardEntry(**data)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
     return entry if entry.shard == index else None
 

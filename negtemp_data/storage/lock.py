@@ -36,8 +36,8 @@ def hold_lock(output: Output) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise OutputError(
-            f"{output.lock_path}: can't be locked: {error.strerror or error}; choose an --out on a "
-            "file system that has locks."
+            f"{output.lock_path}: can't be locked: {error.strerror or error}; choose an --out that "
+            "can be written, on a file system with locks."
         ) from error
     try:
         holder = {

@@ -3,7 +3,6 @@
 The file of a shard is its commit: it appears whole, the first one wins, and it never changes.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,8 +120,9 @@ def unreadable_shard(output: Output, index: int, reason: object) -> StorageError
 
 @contextmanager
 def _open_stream(path: Path) -> Iterator[pa.RecordBatchStreamReader]:
-    with path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - len(_END_OF_STREAM)))
+    # Mapped, not read: a damaged length must not become an allocation of that size.
+    with pa.memory_map(str(path)) as file:
+        file.seek(max(0, file.size() - len(_END_OF_STREAM)))
         if file.read() != _END_OF_STREAM:
             raise pa.ArrowInvalid("its end is missing")
         file.seek(0)

@@ -19,7 +19,7 @@ def test_id_set_agrees_with_a_set(ids: list[str]) -> None:
 
 def test_id_set_takes_less_than_9_bytes_an_id_beyond_its_fixed_part() -> None:
     id_set = IdSet()
-    n_ids = 300_000
+    n_ids = 150_000
     tracemalloc.start()
     n_added = sum(id_set.add(f"id-{i}") for i in range(n_ids))
     size_bytes = tracemalloc.get_traced_memory()[0]

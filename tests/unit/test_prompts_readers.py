@@ -1,4 +1,4 @@
-"""Prompts from every format: the same rows give the same prompts, and a bad row is one bad prompt."""
+"""Prompts of every format: same rows, same prompts; a bad row is one bad prompt."""
 
 import csv
 import datetime
@@ -10,6 +10,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -94,7 +95,7 @@ def test_txt_takes_each_non_empty_line_as_a_prompt(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_bytes("\ufeffone\r\n\n  \n  two é\nlast".encode())
     assert [p.text for p in read(path)] == ["one", "  two é", "last"]
-    assert [p.text for p in read(path, template="Say: {{ prompt }}")][0] == "Say: one"
+    assert read(path, template="Say: {{ prompt }}")[0].text == "Say: one"
 
 
 def test_blank_lines_and_byte_order_marks_are_no_rows(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_blank_lines_and_byte_order_marks_are_no_rows(tmp_path: Path) -> None:
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n\n   \r\n{"prompt": "b"}')
     assert [(p.text, p.error) for p in read(path)] == [("a", None), ("b", None)]
     csv_path = tmp_path / "p.csv"
-    csv_path.write_bytes(b"\n\xef\xbb\xbfprompt\n\na\n".lstrip(b"\n"))
+    csv_path.write_bytes(b"\xef\xbb\xbf\nprompt\n\na\n")
     assert [p.text for p in read(csv_path)] == ["a"]
 
 
@@ -313,7 +314,19 @@ def test_source_is_valid_json_and_utf8_whatever_a_row_holds(value: Any, tmp_path
         raise AssertionError(constant)
 
     loaded = json.loads(prompt.source, parse_constant=refuse)
-    assert list(loaded) == ["ü"]
+    assert loaded == {"ü": [{"x": "-inf"}] if isinstance(value, list) else str(value)}
+
+
+def test_row_nested_at_any_depth_is_one_prompt(tmp_path: Path) -> None:
+    # Parsing and writing give up at different depths; in between, a row parses and has no source.
+    depths = range(100, 1500, 50)
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(f'{{"prompt": "{d}", "x": {"[" * d}NaN{"]" * d}}}\n' for d in depths))
+    prompts = read(path)
+    assert len(prompts) == len(depths)
+    assert prompts[0].error is None
+    assert {p.error is None for p in prompts} == {True, False}
+    assert all("nested too deeply" in p.error for p in prompts if p.error is not None)
 
 
 def test_values_that_json_lacks_become_text(tmp_path: Path) -> None:
@@ -363,9 +376,15 @@ def test_one_value_that_is_not_utf8_costs_one_row_of_a_columnar_file(
 
 
 def test_rows_of_a_columnar_file_are_numbered_across_batches(tmp_path: Path) -> None:
-    rows = [{"prompt": f"p{i}"} for i in range(600)] + [{"prompt": ""}]
-    path = write_rows(tmp_path / "p.parquet", rows, "parquet")
-    assert [p.id for p in read(path) if p.error] == ["p.parquet:601"]
+    texts = [f"p{i}" for i in range(600)] + [""]
+    table = pa.table({"prompt": texts})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_file(tmp_path / "b.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for name in ("a.parquet", "b.arrow"):
+        prompts = read(tmp_path / name)
+        assert [p.text or "" for p in prompts] == texts
+        assert prompts[-1].id == f"{name}:601"
 
 
 UNREADABLE = {
@@ -448,7 +467,6 @@ def test_memory_does_not_grow_with_the_file(kind: str, tmp_path: Path) -> None:
 
 
 def test_memory_file_systems_are_read_like_local_ones() -> None:
-    fsspec = pytest.importorskip("fsspec")
     table = pa.Table.from_pylist(ROWS)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from negtemp_data.errors import PromptSourceError
 from negtemp_data.jobspec import PromptsConfig
@@ -87,19 +89,24 @@ def test_unknown_extension_is_refused_with_those_accepted(name: str, folder: Pat
 
 @pytest.mark.parametrize("source", ["nonsense://x/p.jsonl", "memory://nowhere/p.jsonl"])
 def test_uri_that_leads_nowhere_is_an_error_of_the_request(source: str) -> None:
-    pytest.importorskip("fsspec")
     with pytest.raises(PromptSourceError, match=source):
         find_files(source)
 
 
 def test_uri_globs_are_sorted(folder: Path) -> None:
-    pytest.importorskip("fsspec")
     assert [f.name for f in find_files(f"file://{folder}/[0-9]*")] == ["10.txt", "9.jsonl"]
     assert [f.name for f in find_files(f"file://{folder}")] == ["10.txt", "9.jsonl", "a.CSV"]
 
 
+def test_query_of_a_url_is_no_part_of_the_name() -> None:
+    source = "memory://sources/p.jsonl?download=true"
+    with fsspec.open(source, "wb") as file:
+        file.write(b"broken")
+    assert [(f.name, f.format) for f in find_files(source)] == [("p.jsonl", "jsonl")]
+    assert [p.id for p in read_prompts(PromptsConfig(source=source))] == ["p.jsonl:1"]
+
+
 def test_digest_is_that_of_names_and_bytes_wherever_they_lie(tmp_path: Path) -> None:
-    pytest.importorskip("fsspec")
     for place in ("here", "there"):
         (tmp_path / place).mkdir()
         for name in ("b.txt", "a.txt"):
@@ -122,6 +129,13 @@ def test_digest_changes_with_one_byte_or_one_file(name: str, content: str, tmp_p
     assert digest(tmp_path) != before
 
 
+def test_digest_changes_with_a_name(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    before = digest(tmp_path)
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    assert digest(tmp_path) != before
+
+
 def test_digest_changes_where_bytes_move_from_one_file_to_the_next(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("xy")
     (tmp_path / "b.txt").write_text("z")
@@ -132,9 +146,7 @@ def test_digest_changes_where_bytes_move_from_one_file_to_the_next(tmp_path: Pat
 
 
 def test_digest_takes_the_etag_of_a_store_that_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = pytest.importorskip("fsspec.implementations.memory")
-
-    class Store(memory.MemoryFileSystem):  # type: ignore[misc, name-defined]
+    class Store(MemoryFileSystem):  # type: ignore[misc]
         """A store with etags, whose files can't be read."""
 
         protocol = "etagged"
@@ -149,7 +161,6 @@ def test_digest_takes_the_etag_of_a_store_that_has_one(monkeypatch: pytest.Monke
         def _open(self, path: str, *args: Any, **kwargs: Any) -> Any:
             raise AssertionError("an etag makes reading needless")
 
-    fsspec = pytest.importorskip("fsspec")
     fsspec.register_implementation("etagged", Store, clobber=True)
     before = digest("etagged://p.jsonl")
     assert digest("etagged://p.jsonl") == before

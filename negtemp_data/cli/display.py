@@ -1,0 +1,145 @@
+"""How a run looks while it goes and when it ends: a live bar, plain lines, tables, marked text.
+
+Text that came out of a model is hostile: control characters are replaced before it reaches the
+terminal, and rich's markup is never interpreted in it.
+"""
+
+import time
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from negtemp_data.pipeline.progress import Progress
+from negtemp_data.storage import ArmTotals, Totals
+
+PLAIN_LINE_EVERY_S = 30.0
+
+INJECTED_STYLE = "bold black on yellow"
+
+
+def safe_text(text: str) -> str:
+    """`text` without control characters, newlines and tabs excepted."""
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char)[0] != "C" else "\ufffd"
+        for char in text
+    )
+
+
+class RunDisplay:
+    """A live line on a terminal, a plain one every 30 s elsewhere."""
+
+    def __init__(self, screen: TextIO, quiet: bool) -> None:
+        """Prints to `screen`; `quiet` prints nothing but the end."""
+        self.console = Console(file=screen, highlight=False, quiet=quiet)
+        self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+        self._note = ""
+        self._last_line_at = 0.0
+        if self.console.is_terminal:
+            self._live.start()
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Something that takes long begins."""
+        self._note = text
+        if self.console.is_terminal:
+            self._live.update(Spinner("dots", text=Text(text)))
+        else:
+            self.console.print(Text(text))
+
+    def progress(self, progress: Progress) -> None:
+        """The counts have moved."""
+        if not progress.seconds:
+            return  # the note still says what is going on
+        line = Text(describe(progress))
+        if self.console.is_terminal:
+            bar = ProgressBar(total=progress.planned_rows, completed=rows_done(progress))
+            self._live.update(Group(bar, line))
+        elif time.monotonic() - self._last_line_at >= PLAIN_LINE_EVERY_S:
+            self._last_line_at = time.monotonic()
+            self.console.print(line)
+
+
+def rows_done(progress: Progress) -> int:
+    """Rows of committed shards and of those under way."""
+    return min(progress.planned_rows, progress.earlier_rows + progress.made.rows)
+
+
+def describe(progress: Progress) -> str:
+    """One line: rows, shards, tokens/s, acceptance, time left."""
+    made = progress.made
+    parts = [
+        f"{rows_done(progress)}/{progress.planned_rows} rows",
+        f"{progress.committed_shards}/{progress.planned_shards} shards",
+        f"{made.tokens / progress.seconds:.0f} tok/s",
+    ]
+    judged = made.accepted + made.rejected
+    if judged:
+        parts.append(f"{made.accepted / judged:.0%} accepted")
+    if made.failed:
+        parts.append(f"{made.failed} failed")
+    if made.rows:
+        left_s = (progress.planned_rows - rows_done(progress)) * progress.seconds / made.rows
+        parts.append(f"{timedelta(seconds=round(left_s))} left")
+    return " · ".join(parts)
+
+
+def arms_table(totals: Totals, distinct: Mapping[str, float | None] | None = None) -> Table:
+    """Counts by arm; `distinct` adds a column of distinct-2."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("arm")
+    headers = ["samples", "accepted", "rejected", "failed", "not done", "mean score", "injections"]
+    for header in headers + (["distinct-2"] if distinct is not None else []):
+        table.add_column(header, justify="right")
+    for arm, rows in totals.arms.items():
+        cells = _cells(rows)
+        if distinct is not None:
+            value = distinct.get(arm)
+            cells.append("–" if value is None else f"{value:.3f}")
+        table.add_row(arm, *cells)
+    return table
+
+
+def _cells(rows: ArmTotals) -> list[str]:
+    score = "–" if rows.mean_score is None else f"{rows.mean_score:.2f}"
+    counts = [rows.planned, rows.accepted, rows.rejected, rows.failed, rows.not_done]
+    return [*map(str, counts), score, str(rows.injections)]
+
+
+def marked_completion(row: Mapping[str, Any], pieces: Sequence[str] | None) -> Text:
+    """A row's completion with its injected tokens in colour and, without colours, in ⟦ ⟧.
+
+    Args:
+        row: A row of the data set.
+        pieces: Text of each token; None: not known, so nothing is marked.
+    """
+    if pieces is None:
+        return Text(safe_text(row["completion"] or ""))
+    injected = {injection["position"] for injection in row["injections"] or ()}
+    text = Text()
+    for position, piece in enumerate(pieces):
+        if position in injected:
+            text.append(f"⟦{safe_text(piece)}⟧", style=INJECTED_STYLE)
+        else:
+            text.append(safe_text(piece))
+    return text
+
+
+def side_by_side(titles: Iterable[str], texts: Iterable[Text]) -> Table:
+    """Texts in columns of equal width."""
+    table = Table(show_lines=False, expand=True)
+    for title in titles:
+        table.add_column(Text(title), ratio=1, overflow="fold")
+    table.add_row(*texts)
+    return table

@@ -1,0 +1,101 @@
+"""The `negtemp` command: loads a command's module only when it is called.
+
+`negtemp --help` therefore imports click alone. Errors become one paragraph and an exit code here,
+in one place.
+"""
+
+import importlib
+import sys
+
+import click
+
+from negtemp_data import __version__
+from negtemp_data.errors import NegtempError
+
+COMMANDS = {
+    "init": "Write a job file and prompts to start from.",
+    "validate": "Check all that can be checked without a GPU.",
+    "plan": "Show shards, prompts, schedules and estimates.",
+    "run": "Make a data set, here or on a Ray cluster.",
+    "resume": "Go on with an interrupted run.",
+    "status": "Show how far a run is.",
+    "show": "Show samples, injected tokens marked.",
+    "check": "Check the integrity of an output.",
+    "models": "List the built-in models.",
+    "doctor": "Find out what works on this machine.",
+    "schema": "Print the JSON Schema of the job file.",
+}
+
+EXIT_INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group that finds each command in the module of its name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order in which a user needs them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports a command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"negtemp_data.cli.{cmd_name}")
+        command = module.command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Names the nearest command where there is none of this name."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches  # noqa: PLC0415
+
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            if near:
+                error.message += f" Did you mean {near[0]!r}?"
+            raise
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="negtemp")
+@click.option("--debug", is_flag=True, envvar="NEGTEMP_DEBUG", help="Show tracebacks.")
+def negtemp(debug: bool) -> None:
+    """Judge-verified, high-variance completions from negative-temperature sampling.
+
+    \b
+    Start:    negtemp init my-job && negtemp run my-job/job.yaml
+    Trouble:  negtemp doctor
+    """
+
+
+def main() -> None:
+    """Runs the command line and exits with its code.
+
+    0 done, 1 the run failed, 2 the request was wrong, 3 too many failed rows, 130 interrupted.
+    """
+    is_debug = "--debug" in sys.argv[1:2]
+    try:
+        code = negtemp.main(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except NegtempError as error:
+        if is_debug:
+            raise
+        click.echo(f"Error: {error}", err=True)
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted.", err=True)
+        code = EXIT_INTERRUPTED
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,56 @@
+"""Arguments and options that several commands share, and how they print."""
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def job_argument(function: F) -> F:
+    """JOB, and the options that change it."""
+    function = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="PATH=VALUE",
+        help="Change a field of the job; the value is YAML. Repeatable.",
+    )(function)
+    function = click.option(
+        "--limit", type=click.IntRange(min=1), help="Use this many prompts at most."
+    )(function)
+    function = click.option("--out", metavar="DIR", help="Output folder, instead of the job's.")(
+        function
+    )
+    return click.argument("job_file", metavar="JOB", type=click.Path(dir_okay=False))(function)
+
+
+def output_argument(function: F) -> F:
+    """OUT, the folder of a run."""
+    return click.argument("out", metavar="OUT", type=click.Path(file_okay=False))(function)
+
+
+def json_option(function: F) -> F:
+    """--json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(
+        function
+    )
+
+
+def gather_overrides(
+    overrides: tuple[str, ...], limit: int | None, out: str | None
+) -> list[str]:
+    """All changes to a job as `--set` takes them; named options win."""
+    changes = list(overrides)
+    if limit is not None:
+        changes.append(f"prompts.limit={limit}")
+    if out is not None:
+        changes.append(f"output.path={json.dumps(out)}")
+    return changes
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))

@@ -1,0 +1,137 @@
+"""The Ray Data graph: shard numbers → generating workers → commits.
+
+A shard travels as one row, so Ray never splits or merges it; several are in flight on each worker,
+so its engine's batch stays full across their borders. With `judge.model: same` generating and
+judging are one stage on one engine.
+"""
+
+import logging
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from negtemp_data.engine.engine import EngineSpec
+from negtemp_data.errors import NegtempError, RunError
+from negtemp_data.jobspec import Job
+from negtemp_data.pipeline.actors import Board, GenerateShard, WorkerSettings, commit
+from negtemp_data.pipeline.progress import Tally
+from negtemp_data.storage import Output
+
+_SHARDS_IN_FLIGHT = 4
+"""Shards that a worker has open at a time."""
+
+_WORKER_CPUS = 0.5
+_COMMIT_CPUS = 0.1
+"""CPU slots, which Ray only counts. All stages together must stay below what the machine has, or
+Ray Data stands still without a word."""
+
+_OBJECT_STORE_BYTES = 512 << 20
+"""For shards on their way to the commit, on a Ray that the run starts itself."""
+
+
+@contextmanager
+def ray_session(address: str | None, log: Path) -> Iterator[None]:
+    """A local Ray that ends with the block, or a connection to the cluster at `address`.
+
+    Raises:
+        RunError: Ray does not start, or the cluster does not answer.
+    """
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if address is None:
+        options |= {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+    else:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except Exception as error:  # ray raises ConnectionError, ValueError, RuntimeError, …
+        where = f"the Ray cluster at {address}" if address else "a local Ray"
+        raise RunError(f"{where} can't be used: {error}; see {log}.") from error
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_rich_progress_bars = False
+    context.print_on_execution_start = False
+    context.issue_detectors_config.detectors = []
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class ShardGraph:
+    """The graph over the shards that are still to be made."""
+
+    def __init__(self, job: Job, output: Output, model_path: str) -> None:
+        """Sizes the stages for the cluster that is connected."""
+        resources = ray.cluster_resources()
+        gpus = job.generate.gpus_per_replica
+        self._gpus = (1.0 if resources.get("GPU") else 0.0) if gpus == "auto" else gpus
+        self._replicas = job.generate.replicas
+        cpus = resources.get("CPU", 1.0)
+        self._worker_cpus = min(_WORKER_CPUS, 0.8 * cpus / self._replicas)
+        self._board = Board.remote()
+        self._settings = WorkerSettings(
+            job=job,
+            output=output,
+            engine=EngineSpec(
+                model_path=model_path,
+                arguments=job.generate.engine,
+                is_cpu=not self._gpus,
+                replicas=self._replicas,
+            ),
+            replicas=self._replicas,
+        )
+
+    def read_board(self) -> Tally:
+        """What the workers have reported."""
+        tally: Tally = ray.get(self._board.read.remote())
+        return tally
+
+    def run(self, shards: Sequence[int]) -> Iterator[int]:
+        """Makes and commits `shards`; yields each one's number once it is committed.
+
+        Raises:
+            NegtempError: What stopped a shard.
+        """
+        data = ray.data.from_items(
+            [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
+        )
+        made = data.map(
+            GenerateShard,
+            fn_constructor_args=(self._settings, self._board),
+            compute=ActorPoolStrategy(
+                size=self._replicas,
+                max_tasks_in_flight_per_actor=_SHARDS_IN_FLIGHT,
+                max_concurrent_calls_per_actor=_SHARDS_IN_FLIGHT,
+                # Without it Ray Data lets the actor make one shard at a time after all.
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=self._worker_cpus,
+            num_gpus=self._gpus,
+        )
+        committed = made.map(commit, fn_args=(self._settings.output,), num_cpus=_COMMIT_CPUS)
+        try:
+            for row in committed.iter_rows():
+                if row["failure"]:
+                    raise _unpickle(row["failure"])
+                self._board.committed.remote()
+                yield row["shard"]
+        except ray.exceptions.RayError as error:
+            raise RunError(f"Ray stopped the run: {str(error).strip().splitlines()[0]}.") from error
+
+
+def _unpickle(data: bytes) -> NegtempError:
+    error = pickle.loads(data)
+    assert isinstance(error, NegtempError)
+    return error

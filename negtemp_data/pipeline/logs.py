@@ -1,0 +1,37 @@
+"""Keeps vLLM's and Ray's chatter off the screen: their output goes to files of the run."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def send_output_to(path: Path) -> None:
+    """Points this process's stdout and stderr, those of C code and children too, at a file."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+@contextmanager
+def captured_output(path: Path) -> Iterator[None]:
+    """Sends the process's output to `path` inside the block.
+
+    Who has something to say to the user meanwhile needs a duplicate of stderr from before.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    send_output_to(path)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, original in enumerate(saved, start=1):
+            os.dup2(original, descriptor)
+            os.close(original)

