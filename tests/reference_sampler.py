@@ -54,7 +54,7 @@ def random_word(seed: int, token_id: int, position: int, rule: int, stream: int)
 
 
 def gumbel_number(word: int) -> float:
-    """−ln(−ln(1 − u)), u = (word + ½)/2³² as the nearest float32, but at most 1 − 2⁻²⁴."""
+    """-ln(-ln(1 - u)), u = (word + ½)/2³² as the nearest float32, but at most 1 - 2⁻²⁴."""
     u = min(float(np.float32((word + 0.5) / WORD)), 1 - 2**-24)
     return -math.log(-math.log1p(-u))
 
@@ -127,7 +127,7 @@ def candidates(logits: Sequence[float], support: Support) -> Candidates:
 
 
 def log_softmax(logits: Sequence[float]) -> list[float]:
-    """ln p of each token; −inf where forbidden."""
+    """ln p of each token; -inf where forbidden."""
     peak = max(logits)
     normalizer = math.log(math.fsum(math.exp(logit - peak) for logit in logits))
     return [(logit - peak) - normalizer for logit in logits]
@@ -183,7 +183,7 @@ def _nucleus(z: list[float], finite: list[int], logprob: list[float], top_p: flo
 def scores(
     logits: Sequence[float], members: set[int], temperature: float, noise: dict[int, float]
 ) -> dict[int, float]:
-    """(z − r)/T + g of each candidate; T = 0 leaves only the most likely in the race, unnoised."""
+    """(z - r)/T + g of each candidate; T = 0 leaves only the most likely in the race, unnoised."""
     peak = max(float(logits[i]) for i in members)
     if temperature == 0:
         return {i: 0.0 if logits[i] == peak else -math.inf for i in members}
@@ -202,17 +202,30 @@ class ReferenceInjection:
 
 
 def inject(
-    logits: Sequence[float], rule: Rule, index: int, allowed: set[int], seed: int, position: int
+    logits: Sequence[float],
+    rule: Rule,
+    *,
+    index: int,
+    allowed: set[int],
+    seed: int,
+    position: int,
 ) -> ReferenceInjection | None:
     """What `rule` draws from one row; None where it has fewer than two candidates."""
     members = candidates(logits, rule.support).exact & allowed
-    if len(members) < 2:  # noqa: PLR2004
+    if len(members) < 2:
         return None
     noise = {i: gumbel_number(random_word(seed, i, position, index, DRAW)) for i in members}
     score = scores(logits, members, rule.temperature, noise)
     best = min(members, key=lambda i: (-score[i], i))
     outcomes = {
-        i: _record(logits, i, rule.temperature, len(members), position, index)
+        i: _record(
+            logits,
+            i,
+            temperature=rule.temperature,
+            support_size=len(members),
+            position=position,
+            rule=index,
+        )
         for i in members
         if i == best or _may_win(score[i], score[best], rule.temperature)
     }
@@ -226,7 +239,13 @@ def _may_win(score: float, best: float, temperature: float) -> bool:
 
 
 def _record(
-    logits: Sequence[float], token: int, temperature: float, size: int, position: int, index: int
+    logits: Sequence[float],
+    token: int,
+    *,
+    temperature: float,
+    support_size: int,
+    position: int,
+    rule: int,
 ) -> Injection:
     z = [float(logit) for logit in logits]
     logprob = log_softmax(z)
@@ -235,11 +254,11 @@ def _record(
         token_id=token,
         displaced_id=z.index(max(z)),
         temperature=temperature,
-        support_size=size,
+        support_size=support_size,
         logprob=logprob[token],
         rank=sum(logit >= z[token] for logit in z),
         entropy=-math.fsum(math.exp(lp) * lp for lp in logprob if math.isfinite(lp)),
-        rule=index,
+        rule=rule,
     )
 
 
@@ -273,9 +292,7 @@ class ReferenceRow:
         for rule, memory in zip(self.schedule.rules, self._memory, strict=True):
             if memory.owed and position > memory.nominal + rule.defer:
                 memory.owed = 0
-        for index, (rule, memory) in enumerate(
-            zip(self.schedule.rules, self._memory, strict=True)
-        ):
+        for index, (rule, memory) in enumerate(zip(self.schedule.rules, self._memory, strict=True)):
             if self._starts(index, position):
                 left = math.inf if rule.max_injections is None else rule.max_injections
                 memory.owed = int(min(rule.burst, left - memory.count))
@@ -298,7 +315,9 @@ class ReferenceRow:
     ) -> ReferenceInjection | None:
         rule, memory = self.schedule.rules[index], self._memory[index]
         allowed = allowed_tokens(self.table, rule.vocabulary, len(logits))
-        injection = inject(logits, rule, index, allowed, self.seed, position)
+        injection = inject(
+            logits, rule, index=index, allowed=allowed, seed=self.seed, position=position
+        )
         if injection is None:
             if position == memory.nominal and rule.defer > 0:
                 self.deferred += 1

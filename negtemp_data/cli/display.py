@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from negtemp_data.pipeline.progress import Progress
-from negtemp_data.storage import ArmTotals, Totals
+from negtemp_data.storage import Totals
 
 PLAIN_LINE_EVERY_S = 30.0
 
@@ -98,23 +98,27 @@ def describe(progress: Progress) -> str:
 def arms_table(totals: Totals, distinct: Mapping[str, float | None] | None = None) -> Table:
     """Counts by arm; `distinct` adds a column of distinct-2."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("arm")
-    headers = ["samples", "accepted", "rejected", "failed", "not done", "mean score", "injections"]
-    for header in headers + (["distinct-2"] if distinct is not None else []):
-        table.add_column(header, justify="right")
+    table.add_column("arm", no_wrap=True)
+    headers = ["samples", "accepted", "rejected", "failed", "score", "injections"]
+    if totals.overall.not_done:
+        headers.insert(4, "to do")
+    if distinct is not None:
+        headers.append("distinct-2")
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
     for arm, rows in totals.arms.items():
-        cells = _cells(rows)
+        cells = [str(rows.planned), str(rows.accepted), str(rows.rejected), str(rows.failed)]
+        if totals.overall.not_done:
+            cells.append(str(rows.not_done))
+        cells += [_number(rows.mean_score, 2), str(rows.injections)]
         if distinct is not None:
-            value = distinct.get(arm)
-            cells.append("–" if value is None else f"{value:.3f}")
+            cells.append(_number(distinct.get(arm), 3))
         table.add_row(arm, *cells)
     return table
 
 
-def _cells(rows: ArmTotals) -> list[str]:
-    score = "–" if rows.mean_score is None else f"{rows.mean_score:.2f}"
-    counts = [rows.planned, rows.accepted, rows.rejected, rows.failed, rows.not_done]
-    return [*map(str, counts), score, str(rows.injections)]
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def marked_completion(row: Mapping[str, Any], pieces: Sequence[str] | None) -> Text:

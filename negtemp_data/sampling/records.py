@@ -77,6 +77,8 @@ class Rule:
             0 <= self.trigger.jitter < self.trigger.every
         ):
             raise ValueError(f"needs 0 <= jitter < every; found {self.trigger}")
+        if isinstance(self.trigger, BernoulliTrigger) and not 0 <= self.trigger.rate <= 1:
+            raise ValueError(f"needs 0 <= rate <= 1; found {self.trigger}")
         if min(self.start, self.cooldown, self.defer) < 0 or self.burst < 1:
             raise ValueError("start, cooldown and defer must be >= 0, burst >= 1")
 

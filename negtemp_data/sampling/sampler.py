@@ -75,10 +75,14 @@ class InjectionSampler:
             key: Name of the request.
             schedule: Its rules.
             seed: Its row seed, from 0 to 2⁶³ − 1.
+
+        Raises:
+            ValueError: A rule can't be carried out with this model's tokens.
         """
         if key not in self._slots:
-            slot = self._free.pop() if self._free else len(self._injections)
+            # First what may fail: a refused request must not use up a slot.
             indices = [self._rules.register(rule) for rule in schedule.rules]
+            slot = self._free.pop() if self._free else len(self._injections)
             self._states.open(slot, seed, indices)
             self._timetable.open(slot, seed, schedule.rules)
             self._injections[slot] = {}

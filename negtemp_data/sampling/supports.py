@@ -92,5 +92,5 @@ def _finite_deviation(logits_KV: Tensor) -> Tensor:
     mean_K = logits_KV.masked_fill(~finite_KV, 0).sum(dim=1) / count_K
     spread_KV = (logits_KV - mean_K[:, None]).masked_fill(~finite_KV, 0)
     # In float32 the squares would overflow from 2e19 and vanish below 1e-23.
-    norm_K = torch.linalg.vector_norm(spread_KV, dim=1, dtype=torch.float64)
+    norm_K: Tensor = torch.linalg.vector_norm(spread_KV, dim=1, dtype=torch.float64)
     return (norm_K / count_K.sqrt()).to(logits_KV.dtype)

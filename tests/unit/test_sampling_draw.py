@@ -71,7 +71,7 @@ KINDS = [
 ]  # fmt: skip
 
 
-def always(temperature, support=Support(), vocabulary=Vocabulary()):
+def always(temperature, support=SUPPORTS[0], vocabulary=VOCABULARIES[0]):
     """A rule that injects at every step, or not at all."""
     return Rule(PeriodicTrigger(1), temperature, support, vocabulary, defer=0)
 
@@ -85,9 +85,7 @@ def step_once(logits, rules, seeds, position=0):
         for key, rule, seed in zip(keys, rules, seeds, strict=True)
     ]
     after = torch.from_numpy(logits.copy())
-    sampler.step(
-        after, np.arange(len(rules)), np.array(slots), np.full(len(rules), position)
-    )
+    sampler.step(after, np.arange(len(rules)), np.array(slots), np.full(len(rules), position))
     traces = sampler.take(keys)
     return after.numpy(), [traces[key] for key in keys]
 

@@ -100,6 +100,8 @@ def broken(**changes):
         broken(trigger="every"),
         broken(trigger={"every": 0, "jitter": 0}),
         broken(trigger={"every": "2", "jitter": 0}),
+        broken(trigger={"rate": "often"}),
+        broken(trigger={"rate": 2}),
         broken(temperature="warm"),
         broken(temperature="nan"),
         broken(temperature=[1]),
@@ -113,7 +115,8 @@ def broken(**changes):
     ],
 )
 def test_text_that_is_no_schedule_is_a_value_error(text):
-    with pytest.raises(ValueError):  # noqa: PT011 - JSON's own errors are welcome too
+    # No match: JSON's own errors are welcome too.
+    with pytest.raises(ValueError):
         Schedule.from_json(text)
 
 
@@ -131,6 +134,9 @@ def test_the_error_of_a_broken_schedule_shows_its_beginning_only():
         ({"trigger": PeriodicTrigger(-3)}, "jitter < every"),
         ({"trigger": PeriodicTrigger(5, 5)}, "jitter < every"),
         ({"trigger": PeriodicTrigger(5, -1)}, "jitter < every"),
+        ({"trigger": BernoulliTrigger(-0.1)}, "rate"),
+        ({"trigger": BernoulliTrigger(1.1)}, "rate"),
+        ({"trigger": BernoulliTrigger(math.nan)}, "rate"),
         ({"start": -1}, "start"),
         ({"cooldown": -1}, "cooldown"),
         ({"defer": -1}, "defer"),
@@ -142,9 +148,7 @@ def test_a_rule_that_can_not_be_carried_out_is_refused(fields, message):
         Rule(**({"trigger": PeriodicTrigger(4), "temperature": -1.0} | fields))
 
 
-@pytest.mark.parametrize(
-    ("burst", "defer", "wait"), [(1, 0, 0), (1, 4, 4), (3, 0, 2), (3, 2, 8)]
-)
+@pytest.mark.parametrize(("burst", "defer", "wait"), [(1, 0, 0), (1, 4, 4), (3, 0, 2), (3, 2, 8)])
 def test_the_longest_wait_covers_a_burst_that_waits_each_time(burst, defer, wait):
     assert Rule(PeriodicTrigger(9), -1.0, burst=burst, defer=defer).longest_wait == wait
 

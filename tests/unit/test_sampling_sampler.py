@@ -60,9 +60,7 @@ def test_an_injection_does_not_depend_on_the_batch_around_it(entropy, n_others):
     slots = {i: sampler.open(keys[i], schedules[i], seeds[i]) for i in generator.permutation(n)}
     after = torch.from_numpy(logits[order])
     rows = generator.permutation(n)
-    sampler.step(
-        after, rows, np.array([slots[i] for i in order[rows]]), positions[order[rows]]
-    )
+    sampler.step(after, rows, np.array([slots[i] for i in order[rows]]), positions[order[rows]])
     traces = sampler.take(keys)
     for row, i in enumerate(order):
         trace, alone_after = alone[i]

@@ -75,7 +75,9 @@ class Engine:
         self.sleep = self.n_calls = 0
 
     def join(self, request):
-        self.running.append((request, self.sampler.open(request.key, request.schedule, request.seed)))
+        self.running.append(
+            (request, self.sampler.open(request.key, request.schedule, request.seed))
+        )
         self.sleep = 0
 
     def leave(self, request):
@@ -151,7 +153,7 @@ schedules = st.lists(rules, min_size=1, max_size=3).map(lambda each: Schedule(tu
     disturbance=st.sampled_from([0.0, 0.15]),
 )
 def test_traces_equal_the_reference_whatever_the_engine_does(
-    honours_sleep, syncs, schedules, entropy, stall, disturbance
+    *, honours_sleep, syncs, schedules, entropy, stall, disturbance
 ):
     generator = np.random.default_rng(entropy)
     engine = Engine(generator, honours_sleep=honours_sleep, syncs=syncs)

@@ -56,9 +56,7 @@ def counts_at(temperatures):
 
 def probabilities_at(temperature):
     """Exact distribution of an injection."""
-    allowed = reference.allowed_tokens(
-        TABLE, Vocabulary(exclude=("special",)), len(LOGITS)
-    )
+    allowed = reference.allowed_tokens(TABLE, Vocabulary(exclude=("special",)), len(LOGITS))
     members = reference.candidates(LOGITS, SUPPORT).exact & allowed
     weights = np.zeros(len(LOGITS))
     for token in members:

@@ -1,0 +1,153 @@
+"""A float32 run is confirmed from outside, token by token, and repeats itself exactly."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from negtemp_data.jobspec import load_job
+from negtemp_data.prompts import row_seed
+from negtemp_data.sampling import fires
+
+JOB = """
+version: 1
+name: replay
+seed: 11
+prompts: {{source: {prompts}, id: id}}
+generate:
+  model: {model}
+  max_tokens: 64
+  samples: {{control: 2, negative: 3}}
+  engine: {{dtype: float32, max_model_len: 512}}
+schedules:
+  control: {{base: {{temperature: 0.8}}}}
+  negative:
+    base: {{temperature: 0.8}}
+    inject:
+      - when: {{every: 12, start: 4, jitter: 5}}
+        temperature: -0.5
+        support: {{min_p: 0.02}}
+      - when: {{rate: 0.05, cooldown: 2, burst: 2}}
+        temperature: -inf
+        support: {{top_p: 0.9, top_k: 30, epsilon: 0.001}}
+        defer: 2
+output: {{path: {out}, shard_rows: 10}}
+"""
+
+TIE = 1e-3
+"""A candidate this close to a limit, relative, counts as a tie."""
+
+
+@pytest.fixture(scope="module")
+def runs(negtemp, smol_model, tmp_path_factory):
+    """Rows by id of the same job, run twice with batches of different size."""
+    folder = tmp_path_factory.mktemp("replay")
+    prompts = folder / "prompts.jsonl"
+    texts = ["Why does it rain?", "Tell me about foxes.", "Plan a picnic.", "What is a comet?"]
+    prompts.write_text(
+        "".join(json.dumps({"id": f"p{i}", "prompt": t}) + "\n" for i, t in enumerate(texts))
+    )
+    rows = []
+    for name, extra in (("a", []), ("b", ["--set", "generate.engine.max_num_seqs=3"])):
+        out = folder / name
+        job = folder / f"{name}.yaml"
+        job.write_text(JOB.format(prompts=prompts, model=smol_model, out=out))
+        done = negtemp("run", str(job), *extra)
+        assert done.returncode == 0, done.stderr
+        rows.append({row["id"]: row for row in load(out)})
+    return load_job(folder / "a.yaml"), *rows
+
+
+def load(out):
+    import datasets  # noqa: PLC0415
+
+    return datasets.load_from_disk(str(out))
+
+
+def test_the_same_job_gives_the_same_tokens_and_injections_at_any_batch_size(runs):
+    _, first, second = runs
+    assert first.keys() == second.keys() and len(first) == 20
+    for row_id, row in first.items():
+        other = second[row_id]
+        assert row["token_ids"] == other["token_ids"], row_id
+        discrete = ("position", "token_id", "displaced_id", "support_size", "rank", "rule")
+        assert [[i[k] for k in discrete] for i in row["injections"]] == [
+            [i[k] for k in discrete] for i in other["injections"]
+        ]
+
+
+def test_twins_are_equal_up_to_the_first_injection(runs):
+    _, rows, _ = runs
+    n_compared = 0
+    for row in rows.values():
+        twin = rows.get(f"{row['prompt_id']}/control/{row['sample']}")
+        if row["arm"] == "negative" and twin is not None and row["injections"]:
+            first = row["injections"][0]["position"]
+            assert row["token_ids"][:first] == twin["token_ids"][:first]
+            n_compared += 1
+    assert n_compared >= 6
+
+
+def test_every_injection_is_confirmed_by_an_independent_forward_pass(runs, smol_model):
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    job, rows, _ = runs
+    model = AutoModelForCausalLM.from_pretrained(smol_model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(smol_model)
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    n_injections = n_ties = 0
+    for row in rows.values():
+        chat = [{"role": "user", "content": row["prompt"]}]
+        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + row["token_ids"]])).logits[0].double().numpy()
+        for injection in row["injections"]:
+            z = logits[len(prompt) + injection["position"] - 1]
+            assert row["token_ids"][injection["position"]] == injection["token_id"]
+            assert injection["token_id"] not in special
+            n_injections += 1
+            n_ties += confirm(z, injection)
+    assert n_injections >= 40
+    assert n_ties <= max(1, 0.001 * n_injections)
+    assert {i["rule"] for row in rows.values() for i in row["injections"]} == {0, 1}
+
+
+def confirm(z, injection):
+    """Asserts that a record is true of logits `z`; True where a limit was a tie."""
+    log_p = z - np.logaddexp.reduce(z)
+    p = np.exp(log_p)
+    token = injection["token_id"]
+    assert injection["displaced_id"] == int(p.argmax())
+    assert injection["logprob"] == pytest.approx(log_p[token], abs=2e-3)
+    assert injection["entropy"] == pytest.approx(-(p * log_p).sum(), abs=5e-3)
+    near = p[token] * (1 - TIE), p[token] * (1 + TIE)
+    assert (p >= near[1]).sum() < injection["rank"] <= (p >= near[0]).sum() + 1
+    if injection["rule"] == 0:
+        limit = 0.02 * p.max()
+    else:
+        ordered = np.sort(p)[::-1]
+        completes = ordered[np.searchsorted(ordered.cumsum(), 0.9)]
+        limit = max(completes, ordered[29], 0.001)
+    ratio = p[token] / limit
+    assert ratio >= 1 - TIE, f"{injection} is outside its support: {ratio}"
+    expected = -math.inf if injection["rule"] else -0.5
+    assert injection["temperature"] == pytest.approx(expected)
+    return abs(ratio - 1) < TIE and not math.isclose(ratio, 1, rel_tol=1e-6)
+
+
+def test_every_injection_is_where_the_plan_says_or_within_its_wait(runs):
+    from negtemp_data.engine.compile import compile_schedule  # noqa: PLC0415
+
+    job, rows, _ = runs
+    rules = compile_schedule(job.schedules["negative"]).rules
+    positions = np.arange(job.generate.max_tokens)
+    for row in rows.values():
+        seed = row_seed(job.seed, row["prompt_id"], row["sample"])
+        assert row["seed"] == seed
+        for injection in row["injections"]:
+            rule = rules[injection["rule"]]
+            fired = positions[fires(seed, rule, injection["rule"], positions)]
+            waits = injection["position"] - fired
+            assert ((waits >= 0) & (waits <= rule.longest_wait)).any(), (row["id"], injection)
