@@ -1,6 +1,11 @@
-"""Marks that follow from a test's folder."""
+"""Marks that follow from a test's folder, and the models and commands of the slower tests."""
 
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,3 +20,72 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
             # Before the test's own marks, so that one of those can be stricter.
             item.add_marker(pytest.mark.filterwarnings("default"), append=False)
+
+
+@pytest.fixture(scope="session")
+def smol_model() -> str:
+    """Folder of the embedded model."""
+    from negtemp_data.engine.catalogue import resolve_model
+
+    return resolve_model("smollm2-135m-instruct").path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(smol_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a random two-layer Llama with the embedded model's tokenizer.
+
+    Its output layer is scaled so that the logits spread about as those of a trained model.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=49152,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=2048,
+            tie_word_embeddings=False,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=2,
+        )
+    )
+    torch.nn.init.normal_(model.lm_head.weight, std=2.5 / 64**0.5)
+    model.save_pretrained(folder)
+    for pattern in ("tokenizer*", "chat_template*"):
+        for file in Path(smol_model).glob(pattern):
+            shutil.copy(file, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_model: str) -> Iterator[Any]:
+    """A real engine on the tiny model in float32, in this process."""
+    from negtemp_data.engine.engine import Engine, EngineSpec
+
+    engine = Engine(
+        EngineSpec(tiny_model, {"dtype": "float32", "max_model_len": 2048}, is_cpu=True, replicas=1)
+    )
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def negtemp() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command line in a process of its own."""
+
+    def run(*arguments: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "negtemp_data", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    return run

@@ -160,6 +160,7 @@ class Engine:
         return False
 
     def _add(self, submission: _Submission) -> None:
+        from vllm.exceptions import VLLMValidationError  # noqa: PLC0415
         from vllm.inputs import TokensPrompt  # noqa: PLC0415
 
         self._n_requests += 1
@@ -167,7 +168,7 @@ class Engine:
         prompt = TokensPrompt(prompt_token_ids=submission.prompt_token_ids)
         try:
             self._llm.add_request(request_id, prompt, submission.params)
-        except ValueError as error:  # VLLMValidationError too: this request alone is refused
+        except (ValueError, VLLMValidationError) as error:  # this request alone is refused
             submission.future.set_exception(GenerationError(f"vLLM refused the request: {error}"))
         else:
             self._open[request_id] = submission

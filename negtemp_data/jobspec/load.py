@@ -3,6 +3,7 @@
 The file is YAML 1.2 (so `1e-3` is a number and `no` a string); JSON is YAML.
 """
 
+import copy
 import io
 import json
 import re
@@ -21,6 +22,9 @@ from negtemp_data.jobspec.job import Job
 
 _KEY = re.compile(r"[^.\[\]]+")
 
+_ALTERNATIVE = re.compile(r"<.*>|literal\[.*\]|constrained-\w+")
+"""Parts of pydantic's paths that name an alternative of a union, ours and its own."""
+
 
 def read_yaml(text: str, where: str) -> Any:
     """Parses one YAML 1.2 document; `where` names it in errors.
@@ -34,8 +38,10 @@ def read_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
         raise JobError(f"{place}: not valid YAML: {error.problem or error.context}.") from error
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # ValueError: a date in month 13, `!!int x`
         raise JobError(f"{where}: not valid YAML: {error}.") from error
+    except RecursionError as error:
+        raise JobError(f"{where}: is nested too deeply.") from error
 
 
 def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -66,15 +72,15 @@ def _set(data: Any, keys: list[str], value: Any, override: str) -> None:
             if last:
                 node[key] = value
             else:
-                if node.get(key) is None:
-                    node[key] = {}
+                # A copy, since what an anchor names stands in other places too.
+                node[key] = {} if node.get(key) is None else copy.copy(node[key])
                 node = node[key]
-        elif isinstance(node, list) and key.isdigit() and int(key) <= len(node):
+        elif isinstance(node, list) and key.isdecimal() and int(key) <= len(node):
             index = int(key)
             if index == len(node):
                 node.append(value if last else {})
-            elif last:
-                node[index] = value
+            else:
+                node[index] = value if last else copy.copy(node[index])
             node = node[index]
         else:
             reached = ".".join(keys[:depth]) or "the job"
@@ -113,7 +119,10 @@ def build_job(data: dict[str, Any], where: str) -> Job:
         JobError: See `load_job`.
     """
     # JSON mode is what makes strict types fit YAML: an int is a number, a list is a list.
-    text = json.dumps(_infinity_as_text(data), default=str)
+    try:
+        text = json.dumps(_infinity_as_text(data), default=str)
+    except RecursionError as error:
+        raise JobError(f"{where}: is nested too deeply, or an anchor holds itself.") from error
     try:
         return Job.model_validate_json(text)
     except ValidationError as error:
@@ -133,7 +142,7 @@ def _infinity_as_text(value: Any) -> Any:
 
 def _explain(details: ErrorDetails) -> str:
     """One line for one pydantic error: path, what is wrong, what was found, the nearest key."""
-    location = [part for part in details["loc"] if not str(part).startswith("<")]
+    location = [part for part in details["loc"] if not _ALTERNATIVE.fullmatch(str(part))]
     path = _path_text(location)
     match details["type"]:
         case "extra_forbidden":
@@ -145,7 +154,8 @@ def _explain(details: ErrorDetails) -> str:
             return f"{path}: missing; it has to be given."
         case "value_error":
             # Our own validators quote what they found.
-            return f"{path}: {details['ctx']['error']}."
+            message = str(details["ctx"]["error"])
+            return f"{path}: {message}" + ("" if message.endswith("?") else ".")
         case _:
             message = details["msg"][0].lower() + details["msg"][1:]
             return f"{path}: {message}; found {quote(details['input'])}."

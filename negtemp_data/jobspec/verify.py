@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
+import regex
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from negtemp_data.jobspec.base import Name, StrictModel
@@ -50,6 +51,14 @@ class RegexCheckConfig(StrictModel):
     """Regular expression (the `regex` library), searched anywhere in the completion."""
     match: bool = True
     """true: the pattern must be found; false: it must not."""
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        try:
+            regex.compile(self.pattern)
+        except (regex.error, RecursionError) as error:
+            raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from error
+        return self
 
 
 class PerplexityCheckConfig(StrictModel):

@@ -51,7 +51,12 @@ def run_checks(checks: Sequence[CheckConfig], sample: Sample) -> list[CheckResul
 def perplexity(logprobs: NDArray[np.float32], injected: Sequence[int]) -> float:
     """exp(−mean log-probability) of the tokens that were not injected; nan if there is none."""
     kept = np.delete(logprobs, list(injected))
-    return math.exp(-float(kept.mean(dtype=np.float64))) if kept.size else math.nan
+    if not kept.size:
+        return math.nan
+    try:
+        return math.exp(-float(kept.mean(dtype=np.float64)))
+    except OverflowError:
+        return math.inf
 
 
 def _run(check: CheckConfig, sample: Sample) -> CheckResult:

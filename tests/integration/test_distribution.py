@@ -17,8 +17,9 @@ from negtemp_data.sampling import PeriodicTrigger, Rule, Schedule, Support
 
 ALPHA = 1e-6
 POWER = 0.99
+MOST_BINS = 24
 PROMPT = [1, 4093, 198, 4706, 563, 253, 2162, 30, 2, 198]
-CANDIDATES = 12
+CANDIDATES = 24
 
 
 def inject_once(temperature, support=None):
@@ -57,8 +58,8 @@ def logits(tiny_model):
         return model(torch.tensor([PROMPT])).logits[0, -1].double().numpy()
 
 
-def support_of(logits):
-    return np.sort(np.argsort(logits)[-CANDIDATES:])
+def support_of(logits, size):
+    return np.sort(np.argsort(logits)[-size:])
 
 
 def exact(logits, support, temperature):
@@ -80,28 +81,31 @@ def draws_needed(truth, alternatives):
     return max(n, math.ceil(5 / truth.min()))
 
 
-@pytest.mark.parametrize("temperature", [-1.0, -0.1, -math.inf, math.inf])
+def equal_bins(p):
+    """A bin for each candidate, of about equal probability, so that none is too rare to count."""
+    order = np.argsort(-p)
+    bins = np.empty(len(p), dtype=int)
+    bins[order] = np.minimum((np.cumsum(p[order]) * MOST_BINS).astype(int), MOST_BINS - 1)
+    return np.unique(bins, return_inverse=True)[1]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "size"), [(-1.0, 24), (-0.1, 200), (-math.inf, 24), (math.inf, 24)]
+)
 def test_first_token_injections_follow_exp_z_over_t_on_the_support(
-    tiny_engine, logits, temperature
+    tiny_engine, logits, temperature, size
 ):
-    support = support_of(logits)
-    truth = exact(logits, support, temperature)
-    wrong = [exact(logits, support, 1.25 * temperature)]
+    support = support_of(logits, size)
+    p = exact(logits, support, temperature)
     if math.isfinite(temperature):
-        wrong.append(np.full(len(support), 1 / len(support)))
+        wrong = [exact(logits, support, 1.25 * temperature), np.full(size, 1 / size)]
     else:
         wrong = [exact(logits, support, math.copysign(3.0, temperature))]
-    # Candidates too rare to be expected five times are counted together.
-    order = np.argsort(-truth)
-    bins = np.minimum(np.argsort(order), (truth > 1e-3).sum())
-
-    def binned(p):
-        return np.bincount(bins, weights=p)
-
-    expected = binned(truth)
-    n = draws_needed(expected, [binned(q) for q in wrong])
+    bins = equal_bins(p)
+    expected, *others = (np.bincount(bins, weights=q) for q in (p, *wrong))
+    n = draws_needed(expected, others)
     assert n < 20_000, "the test would be too slow"
-    schedule = inject_once(temperature)
+    schedule = inject_once(temperature, Support(top_k=size))
     futures = [
         tiny_engine.submit(PROMPT, params(schedule, seed=seed, key=f"{temperature}/{seed}"))
         for seed in range(n)
@@ -110,11 +114,10 @@ def test_first_token_injections_follow_exp_z_over_t_on_the_support(
     place = {int(token): i for i, token in enumerate(support)}
     assert set(tokens) <= set(place), "a token from outside the support was injected"
     counts = np.bincount([bins[place[token]] for token in tokens], minlength=len(expected))
-    p_value = stats.chisquare(counts, expected * n).pvalue
-    assert p_value > ALPHA
-    for q in wrong:
+    assert stats.chisquare(counts, expected * n).pvalue > ALPHA
+    for other in others:
         # The same draws tell the wrong distribution apart.
-        assert stats.chisquare(counts, np.maximum(binned(q), 1e-12) * n).pvalue < ALPHA
+        assert stats.chisquare(counts, other * n).pvalue < ALPHA
 
 
 def test_other_requests_of_a_batch_are_left_alone(tiny_engine):
