@@ -33,4 +33,6 @@ def command(directory: str) -> None:
         raise RequestError(f"{folder}: can't be written: {error}.") from error
     for path in files:
         click.echo(f"wrote {path}")
-    click.echo(f"\nNext:\n  negtemp plan {folder / 'job.yaml'}\n  negtemp run {folder / 'job.yaml'}")
+    click.echo(
+        f"\nNext:\n  negtemp plan {folder / 'job.yaml'}\n  negtemp run {folder / 'job.yaml'}"
+    )

@@ -60,16 +60,15 @@ class LazyGroup(click.Group):
             from difflib import get_close_matches  # noqa: PLC0415
 
             near = get_close_matches(args[0], COMMANDS, n=1)
-            if near:
-                error.message += f" Did you mean {near[0]!r}?"
-            raise
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(error.message + hint, ctx) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="negtemp")
 @click.option("--debug", is_flag=True, envvar="NEGTEMP_DEBUG", help="Show tracebacks.")
 def negtemp(debug: bool) -> None:
-    """Judge-verified, high-variance completions from negative-temperature sampling.
+    r"""Judge-verified, high-variance completions from negative-temperature sampling.
 
     \b
     Start:    negtemp init my-job && negtemp run my-job/job.yaml

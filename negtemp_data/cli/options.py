@@ -39,9 +39,7 @@ def json_option(function: F) -> F:
     )
 
 
-def gather_overrides(
-    overrides: tuple[str, ...], limit: int | None, out: str | None
-) -> list[str]:
+def gather_overrides(overrides: tuple[str, ...], limit: int | None, out: str | None) -> list[str]:
     """All changes to a job as `--set` takes them; named options win."""
     changes = list(overrides)
     if limit is not None:

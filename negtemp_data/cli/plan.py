@@ -100,7 +100,7 @@ def _encoder(job: Job) -> Any:
     path = local_path(job.generate.model)
     if path is None:
         return None
-    from transformers import AutoTokenizer  # noqa: PLC0415
+    from transformers import AutoTokenizer
 
     from negtemp_data.engine.tokens import PromptEncoder  # noqa: PLC0415
 

@@ -46,7 +46,7 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @job_argument
 @run_options
 @click.option("--fresh", is_flag=True, help="Start over: delete what an earlier run left in OUT.")
-def command(  # noqa: PLR0913
+def command(
     job_file: str,
     overrides: tuple[str, ...],
     limit: int | None,
@@ -64,7 +64,7 @@ def command(  # noqa: PLR0913
     execute(job, Output(job.output.path), is_resumed=False, fresh=fresh, **options)
 
 
-def execute(  # noqa: PLR0913
+def execute(
     job: Job,
     output: Any,
     *,

@@ -100,7 +100,9 @@ def resolve_model(name: str, on_progress: Callable[[str], None] = lambda _: None
     if Path(name).expanduser().is_dir():
         path = Path(name).expanduser().resolve()
         if not (path / "config.json").is_file():
-            raise ModelError(f"model {name!r}: the folder has no config.json, so it holds no model.")
+            raise ModelError(
+                f"model {name!r}: the folder has no config.json, so it holds no model."
+            )
         return Model(name, str(path), _folder_revision(path), "not stated", "")
     if _HUB_ID.fullmatch(name) and not name.startswith("."):
         return _from_hub(name, on_progress)
@@ -179,7 +181,8 @@ def _convert_once(entry: CatalogueEntry, on_progress: Callable[[str], None]) -> 
                 return target
             on_progress(f"converting {entry.name} into {target.parent} (once, about 30 s)")
             # A process of its own: torch and the weights leave memory with it.
-            command = [sys.executable, "-m", "negtemp_data.engine.convert", source, scratch]
+            program = [sys.executable, "-m", "negtemp_data.engine.convert"]
+            command = [*program, str(source), scratch]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -1,6 +1,5 @@
 """From the job file's schedules to sampling's records and vLLM's parameters."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from negtemp_data.jobspec import EveryConfig, GenerateConfig, RuleConfig, ScheduleConfig
@@ -85,7 +84,7 @@ class ArmParameters:
             extra_args=self._extra_args(key),
         )
 
-    def _extra_args(self, key: str) -> Mapping[str, str] | None:
+    def _extra_args(self, key: str) -> dict[str, str] | None:
         if self._schedule_json is None:
             return None
         return {KEY: key, SCHEDULE: self._schedule_json}

@@ -5,7 +5,7 @@ its `extra_args` (`negtemp_data.engine.compile`) and its seed; others pass throu
 step in which no row can inject costs a subtraction.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -76,7 +76,8 @@ class InjectionProcessor(LogitsProcessor):
             arguments = params.extra_args or {}
             if SCHEDULE in arguments:
                 schedule = Schedule.from_json(arguments[SCHEDULE])
-                slot = self._sampler.open(arguments[KEY], schedule, params.seed)
+                seed = cast(int, params.seed)  # validate_params has seen it
+                slot = self._sampler.open(arguments[KEY], schedule, seed)
                 self._requests[row] = slot, output_token_ids
         for source, target, direction in batch_update.moved:
             moved, displaced = self._requests.pop(source, None), self._requests.pop(target, None)

@@ -29,7 +29,9 @@ class StrictModel(BaseModel):
 
 
 def _read_infinity(value: Any) -> Any:
-    return {"inf": math.inf, "-inf": -math.inf}.get(value, value) if isinstance(value, str) else value
+    return (
+        {"inf": math.inf, "-inf": -math.inf}.get(value, value) if isinstance(value, str) else value
+    )
 
 
 def _write_infinity(value: float) -> float | str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -205,5 +205,5 @@ def write_job(job: Job) -> str:
     stream = io.StringIO()
     yaml = YAML()
     yaml.default_flow_style = False
-    yaml.dump(cast(dict[str, Any], job.model_dump(mode="json")), stream)
+    yaml.dump(job.model_dump(mode="json"), stream)
     return stream.getvalue()

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from negtemp_data.jobspec.base import Name, StrictModel
 
 CRITERIA: dict[str, str] = {
-    "coherence": "Is the answer readable, grammatical and consistent with itself from start to end?",
+    "coherence": "Is the answer readable, grammatical and consistent from start to end?",
     "relevance": "Does the answer address what the request asks for, and nothing else?",
     "helpfulness": "Would the person who wrote the request be well served by the answer?",
     "correctness": "Are the statements in the answer true, and is its reasoning sound?",
@@ -29,7 +29,9 @@ class LengthCheckConfig(StrictModel):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.max_tokens is not None and self.max_tokens < self.min_tokens:
-            raise ValueError(f"max_tokens ({self.max_tokens}) is below min_tokens ({self.min_tokens})")
+            raise ValueError(
+                f"max_tokens ({self.max_tokens}) is below min_tokens ({self.min_tokens})"
+            )
         return self
 
 
@@ -57,7 +59,9 @@ class RegexCheckConfig(StrictModel):
         try:
             regex.compile(self.pattern)
         except (regex.error, RecursionError) as error:
-            raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from error
+            raise ValueError(
+                f"pattern {self.pattern!r} is no regular expression: {error}"
+            ) from error
         return self
 
 
@@ -134,5 +138,3 @@ class VerifyConfig(StrictModel):
     """Programmatic checks, run first; the judge sees only what passes them all."""
     judge: JudgeConfig | None = None
     """The judge; null: checks alone decide."""
-
-

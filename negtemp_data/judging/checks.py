@@ -1,5 +1,8 @@
-"""Programmatic checks of one sample. None needs a model, and none raises: a check that can't be
-carried out is a check that failed, with its reason."""
+"""Programmatic checks of one sample.
+
+None needs a model, and none raises: a check that can't be carried out is a check that failed, with
+its reason.
+"""
 
 import math
 from collections.abc import Sequence

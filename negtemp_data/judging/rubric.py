@@ -77,7 +77,9 @@ class Judgement:
 class RubricJudge:
     """Asks an engine the job's questions about samples."""
 
-    def __init__(self, config: JudgeConfig, engine: JudgingEngine, encoder: "PromptEncoder") -> None:
+    def __init__(
+        self, config: JudgeConfig, engine: JudgingEngine, encoder: "PromptEncoder"
+    ) -> None:
         """Finds the labels' tokens.
 
         Raises:
@@ -137,8 +139,8 @@ class RubricJudge:
         return self._encoder.encode_chat(chat) + self._beginning_ids
 
     def _params(self) -> "SamplingParams":
-        from vllm import SamplingParams  # noqa: PLC0415
-        from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
             temperature=0.0,

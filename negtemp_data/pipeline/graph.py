@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
@@ -80,7 +80,7 @@ class ShardGraph:
         self._replicas = job.generate.replicas
         cpus = resources.get("CPU", 1.0)
         self._worker_cpus = min(_WORKER_CPUS, 0.8 * cpus / self._replicas)
-        self._board = Board.remote()
+        self._board = Board.remote()  # type: ignore[attr-defined]
         self._settings = WorkerSettings(
             job=job,
             output=output,
@@ -108,7 +108,7 @@ class ShardGraph:
             [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
         )
         made = data.map(
-            GenerateShard,
+            cast(Any, GenerateShard),  # ray's hints know functions of one argument only
             fn_constructor_args=(self._settings, self._board),
             compute=ActorPoolStrategy(
                 size=self._replicas,
@@ -120,7 +120,9 @@ class ShardGraph:
             num_cpus=self._worker_cpus,
             num_gpus=self._gpus,
         )
-        committed = made.map(commit, fn_args=(self._settings.output,), num_cpus=_COMMIT_CPUS)
+        committed = made.map(
+            cast(Any, commit), fn_args=(self._settings.output,), num_cpus=_COMMIT_CPUS
+        )
         try:
             for row in committed.iter_rows():
                 if row["failure"]:

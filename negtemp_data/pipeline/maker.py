@@ -59,7 +59,9 @@ class ShardMaker:
     async def _make_all(
         self, prompts: Sequence[Prompt], on_row: Callable[[Row], None]
     ) -> list[Row]:
-        async def finish(prompt: Prompt, token_ids: list[int] | RowError, planned: PlannedRow) -> Row:
+        async def finish(
+            prompt: Prompt, token_ids: list[int] | RowError, planned: PlannedRow
+        ) -> Row:
             row = await self._make_row(prompt, token_ids, planned)
             on_row(row)
             return row

@@ -135,9 +135,7 @@ def planned_by_arm(plan: Plan) -> dict[str, int]:
 class _Run:
     """The part of a run that holds the output's lock."""
 
-    def __init__(
-        self, request: RunRequest, model: Model, plan: Plan, reporter: Reporter
-    ) -> None:
+    def __init__(self, request: RunRequest, model: Model, plan: Plan, reporter: Reporter) -> None:
         self._job, self._output, self._address = request.job, request.output, request.address
         self._model = model
         self._plan = plan

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 
 from negtemp_data.errors import StorageError
 from negtemp_data.prompts.records import Message, Prompt

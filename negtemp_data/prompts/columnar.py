@@ -6,8 +6,8 @@ Knows nothing of what a prompt is.
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from negtemp_data.errors import quote
 from negtemp_data.prompts.records import RawRow

@@ -122,7 +122,7 @@ def _find_local(source: str) -> list[str]:
 
 def _find_remote(source: str) -> tuple[Any, list[str]]:
     try:
-        from fsspec.core import url_to_fs  # type: ignore[import-untyped]  # noqa: PLC0415
+        from fsspec.core import url_to_fs  # noqa: PLC0415
 
         filesystem, path = url_to_fs(source)
         # isfile first: asking HTTP for a directory downloads it.

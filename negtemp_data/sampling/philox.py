@@ -24,7 +24,9 @@ class Stream(IntEnum):
     JITTER = 2
 
 
-def philox(seed: Tensor, token_id: Tensor, position: Tensor, rule: Tensor, stream: Stream) -> Tensor:
+def philox(
+    seed: Tensor, token_id: Tensor, position: Tensor, rule: Tensor, stream: Stream
+) -> Tensor:
     """First output word of Philox4x32-10.
 
     Args:
@@ -50,7 +52,8 @@ def philox(seed: Tensor, token_id: Tensor, position: Tensor, rule: Tensor, strea
             product0 & _WORD,
         )
         k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
-    return c0
+    word: Tensor = c0
+    return word
 
 
 def gumbel(word: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class RuleState(NamedTuple):
     """Position of the next of them, unless it has to wait."""
     last: Tensor
     """Position of the rule's last injection."""
-    count: Tensor
+    n_injected: Tensor
     """Injections of the rule in this row."""
 
 
@@ -87,7 +87,7 @@ class RowStates:
         position_K1 = position_K[:, None]
         is_over_KM = position_K1 > state.nominal + columns.defer_G[rule_KM]
         owed_KM = state.owed.masked_fill(is_over_KM, 0)
-        left_KM = columns.max_injections_G[rule_KM] - state.count
+        left_KM = columns.max_injections_G[rule_KM] - state.n_injected
         in_burst_KM = (owed_KM > 0) & (state.nominal == position_K1)
         is_cool_KM = position_K1 - state.last > columns.cooldown_G[rule_KM]
         starts_KM = fires_KM & is_cool_KM & ~in_burst_KM & (left_KM > 0)
@@ -118,9 +118,9 @@ class RowStates:
             is_injected_K: bool; False leaves the injection waiting.
         """
         state_KF = self._state_2SMF[0, slot_K, winner_K]
-        owed_K, nominal_K, _, count_K = state_KF.unbind(-1)
+        owed_K, nominal_K, _, n_injected_K = state_KF.unbind(-1)
         injected_KF = torch.stack(
-            RuleState(owed_K - 1, position_K + 1, position_K, count_K + 1), dim=-1
+            RuleState(owed_K - 1, position_K + 1, position_K, n_injected_K + 1), dim=-1
         )
         self._state_2SMF[0, slot_K, winner_K] = torch.where(
             is_injected_K[:, None], injected_KF, state_KF

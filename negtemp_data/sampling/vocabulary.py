@@ -42,7 +42,9 @@ class TokenTable:
         for name in vocabulary.exclude:
             allowed_V[:n_tokens] &= ~self._members(name, n_tokens)
         if int(allowed_V.sum()) < 2:
-            raise ValueError(f"{vocabulary} leaves fewer than two tokens of this model to draw from")
+            raise ValueError(
+                f"{vocabulary} leaves fewer than two tokens of this model to draw from"
+            )
         return allowed_V.to(device)
 
     def _members(self, name: str, n_tokens: int) -> Tensor:

@@ -44,7 +44,7 @@ def write_layout(output: Output, entries: Mapping[int, ShardEntry]) -> None:
 def _describe_columns(output: Output) -> str:
     """Content of `dataset_info.json`, as datasets itself writes it."""
     # Takes seconds to import, and only the first layout of an output needs it.
-    from datasets import DatasetInfo, Features  # noqa: PLC0415
+    from datasets import DatasetInfo, Features
 
     info = DatasetInfo(features=Features.from_arrow_schema(ROW_SCHEMA))
     with tempfile.TemporaryDirectory(dir=output.tmp) as folder:

@@ -79,7 +79,7 @@ def digests(out):
 
 
 def assert_finished(negtemp, out, before):
-    import datasets  # noqa: PLC0415
+    import datasets
 
     resumed = negtemp("resume", str(out))
     assert resumed.returncode == 0, resumed.stderr

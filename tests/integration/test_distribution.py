@@ -36,8 +36,8 @@ def inject_once(temperature, support=None):
 
 
 def params(schedule=None, *, seed=None, key="k", **changes):
-    from vllm import SamplingParams  # noqa: PLC0415
-    from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     extra = None if schedule is None else {KEY: key, SCHEDULE: schedule.to_json()}
     settings = {"max_tokens": 1, "logprobs": 0, "flat_logprobs": True, "detokenize": False}
@@ -51,7 +51,7 @@ def params(schedule=None, *, seed=None, key="k", **changes):
 
 @pytest.fixture(scope="module")
 def logits(tiny_model):
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_first_token_injections_follow_exp_z_over_t_on_the_support(
 
 
 def test_other_requests_of_a_batch_are_left_alone(tiny_engine):
-    from vllm.sampling_params import StructuredOutputsParams  # noqa: PLC0415
+    from vllm.sampling_params import StructuredOutputsParams
 
     choice = StructuredOutputsParams(choice=["red", "green", "blue"])
 
@@ -147,7 +147,7 @@ def test_other_requests_of_a_batch_are_left_alone(tiny_engine):
 
 
 def test_forbidden_tokens_stay_forbidden_at_any_negative_temperature(tiny_engine):
-    from vllm.sampling_params import StructuredOutputsParams  # noqa: PLC0415
+    from vllm.sampling_params import StructuredOutputsParams
 
     words = ["red", "green", "blue"]
     choice = StructuredOutputsParams(choice=words)
@@ -197,7 +197,7 @@ def test_a_long_seeded_prompt_is_generated_from(tiny_engine):
 
 
 def test_a_refused_request_fails_alone(tiny_engine):
-    from negtemp_data.errors import GenerationError  # noqa: PLC0415
+    from negtemp_data.errors import GenerationError
 
     too_long = tiny_engine.submit([5] * 5000, params(seed=0))
     no_seed = tiny_engine.submit(PROMPT, params(inject_once(-1.0)))
@@ -209,7 +209,7 @@ def test_a_refused_request_fails_alone(tiny_engine):
 
 
 def test_slots_are_free_again_when_requests_finish(tiny_engine):
-    from negtemp_data.engine import processor  # noqa: PLC0415
+    from negtemp_data.engine import processor
 
     for round_ in range(3):
         futures = [

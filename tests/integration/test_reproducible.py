@@ -61,7 +61,7 @@ def runs(negtemp, smol_model, tmp_path_factory):
 
 
 def load(out):
-    import datasets  # noqa: PLC0415
+    import datasets
 
     return datasets.load_from_disk(str(out))
 
@@ -91,9 +91,9 @@ def test_twins_are_equal_up_to_the_first_injection(runs):
 
 
 def test_every_injection_is_confirmed_by_an_independent_forward_pass(runs, smol_model):
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    job, rows, _ = runs
+    _, rows, _ = runs
     model = AutoModelForCausalLM.from_pretrained(smol_model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(smol_model)
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
@@ -138,7 +138,7 @@ def confirm(z, injection):
 
 
 def test_every_injection_is_where_the_plan_says_or_within_its_wait(runs):
-    from negtemp_data.engine.compile import compile_schedule  # noqa: PLC0415
+    from negtemp_data.engine.compile import compile_schedule
 
     job, rows, _ = runs
     rules = compile_schedule(job.schedules["negative"]).rules

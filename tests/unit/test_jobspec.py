@@ -57,11 +57,6 @@ def error_of(job_file: Path, *overrides: str) -> str:
     return str(caught.value).removeprefix(f"{job_file}: ")
 
 
-def error_of_text(job_file: Path, text: str) -> str:
-    job_file.write_text(text, encoding="utf-8")
-    return error_of(job_file).removeprefix(str(job_file))
-
-
 @pytest.mark.parametrize(
     ("override", "path", "near"),
     [
@@ -195,7 +190,10 @@ def test_a_wrong_value_is_quoted_with_its_path(
             "prompts.messages=chat",
             "prompts: text and messages exclude each other: a prompt has one shape.",
         ),
-        ("verify.checks.0.max_tokens=3", "verify.checks[0]: max_tokens (3) is below min_tokens (16)."),
+        (
+            "verify.checks.0.max_tokens=3",
+            "verify.checks[0]: max_tokens (3) is below min_tokens (16).",
+        ),
         (
             "verify.checks.0={kind: regex, pattern: '('}",
             "verify.checks[0]: pattern '(' is no regular expression: missing ) at position 1.",
@@ -214,7 +212,10 @@ def test_a_wrong_value_is_quoted_with_its_path(
             "helpfulness, correctness, creativity.",
         ),
         ("prompts={}", "prompts.source: missing; it has to be given."),
-        ("verify.checks.0={kind: repetition}", "verify.checks[0].max_ratio: missing; it has to be given."),
+        (
+            "verify.checks.0={kind: repetition}",
+            "verify.checks[0].max_ratio: missing; it has to be given.",
+        ),
     ],
 )
 def test_an_impossible_combination_says_what_is_possible(
@@ -246,17 +247,17 @@ def test_a_long_value_is_cut_in_the_message(job_file: Path) -> None:
         ("a: !!python/object:os.system b\n", ", line 1, column 4: not valid YAML: could not"),
         ("a: 2024-13-45\n", ": not valid YAML: month must be in 1..12."),
         ("a: \x07\n", ": not valid YAML: unacceptable character #x0007"),
-        ("a: " + "[" * 5000, ": is nested too deeply."),
+        ("a: " + "[" * 1000, ": is nested too deeply."),
         ("a: &a [*a]\n", ": is nested too deeply, or an anchor holds itself."),
     ],
 )
 def test_a_file_that_is_no_mapping_of_yaml_says_where(
     job_file: Path, text: str, message: str
 ) -> None:
-    # The start of the message says what, with line and column where there is one.
-    assert error_of_text(job_file, text).replace(str(job_file), "").lstrip().startswith(message) or (
-        message.removeprefix(": ") in error_of_text(job_file, text)[:200]
-    )
+    job_file.write_text(text, encoding="utf-8")
+    with pytest.raises(JobError) as caught:
+        load_job(job_file)
+    assert str(caught.value).startswith(f"{job_file}{message}")
 
 
 def test_a_missing_file_points_to_init(tmp_path: Path) -> None:
@@ -353,7 +354,19 @@ def test_a_wrong_override_is_quoted(job_file: Path, override: str, message: str)
 
 
 def test_a_resolved_job_is_read_back_unchanged_whatever_its_text(job_file: Path) -> None:
-    texts = ["1e-3", "no", "null", "~", "0x10", "2024-01-01", "a: b # c", "é\n\tü", "", "'\"", "inf"]
+    texts = [
+        "1e-3",
+        "no",
+        "null",
+        "~",
+        "0x10",
+        "2024-01-01",
+        "a: b # c",
+        "é\n\tü",
+        "",
+        "'\"",
+        "inf",
+    ]
     data = load_job(job_file).model_dump()
     data["generate"]["chat_template_kwargs"] = {text: text for text in texts}
     data["generate"]["engine"] = {"list": [1, 0.5, True, None, {"a": []}]}

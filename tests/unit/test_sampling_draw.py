@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
-import reference_sampler as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference_sampler as reference
 from negtemp_data.sampling import (
     InjectionSampler,
     PeriodicTrigger,

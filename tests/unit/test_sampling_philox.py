@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-import reference_sampler as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+import reference_sampler as reference
 from negtemp_data.sampling import gumbel, philox
 from negtemp_data.sampling.philox import Stream
 

@@ -7,11 +7,11 @@ computes position 0 once per chunk); and calls are skipped where the sampler say
 
 import numpy as np
 import pytest
-import reference_sampler as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference_sampler as reference
 from negtemp_data.sampling import (
     BernoulliTrigger,
     InjectionSampler,

@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 import pytest
-import reference_sampler as reference
 import torch
 from scipy import stats
 
+import reference_sampler as reference
 from negtemp_data.sampling import (
     InjectionSampler,
     PeriodicTrigger,

@@ -5,11 +5,11 @@ Every alpha is 1e-6, and seeds are fixed, so a test that passes once passes alwa
 
 import numpy as np
 import pytest
-import reference_sampler as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+import reference_sampler as reference
 from negtemp_data.sampling import BernoulliTrigger, PeriodicTrigger, Rule, fires
 from negtemp_data.sampling.timetable import Timetable
 

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_storage_rows import make_row, make_rows
 
 from negtemp_data.errors import OutputError
 from negtemp_data.jobspec.fingerprint import Fingerprint
@@ -26,6 +25,7 @@ from negtemp_data.storage import (
     write_entry,
     write_layout,
 )
+from test_storage_rows import make_row, make_rows
 
 
 def plan_rows(shard: int) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Any
 import datasets
 import pytest
 from ruamel.yaml import YAML
-from test_storage_rows import make_row, make_rows
 
 from negtemp_data.errors import StorageError
 from negtemp_data.jobspec import Job, build_job
@@ -25,6 +24,7 @@ from negtemp_data.storage import (
     write_entry,
     write_layout,
 )
+from test_storage_rows import make_row, make_rows
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_storage_rows import make_row, make_rows
 
 from negtemp_data.errors import StorageError
 from negtemp_data.storage import (
@@ -27,6 +26,7 @@ from negtemp_data.storage import (
     rows_to_table,
     shard_name,
 )
+from test_storage_rows import make_row, make_rows
 
 
 @pytest.fixture
