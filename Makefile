@@ -49,9 +49,8 @@ setup: $(SETUP)  ## install everything into .venv (the default)
 quickstart: $(SETUP)  ## run jobs/quickstart.yaml
 	$(BIN)/negtemp run jobs/quickstart.yaml
 
-test: $(SETUP)  ## unit tests, then integration tests, without the slow ones and those for a GPU
-	$(BIN)/pytest tests/unit -m "not slow and not gpu"
-	if [ -d tests/integration ]; then $(BIN)/pytest tests/integration -m "not slow and not gpu"; fi
+test: $(SETUP)  ## unit, integration and chaos tests, without the slow ones and those for a GPU
+	$(BIN)/pytest tests/unit tests/integration tests/chaos -m "not slow and not gpu"
 
 check: $(SETUP)  ## format, lint, types, import directions, schema freshness
 	$(BIN)/ruff format --check .

@@ -1,5 +1,7 @@
 """`negtemp init`: a job to start from."""
 
+import json
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -17,8 +19,11 @@ def command(directory: str) -> None:
     folder = Path(directory)
     templates = resources.files("negtemp_data.cli").joinpath("templates")
     job_text = templates.joinpath("job.yaml").read_text(encoding="utf-8")
+    for name in ("prompts.jsonl", "out"):
+        path_text = _as_yaml((folder / name).as_posix())
+        job_text = job_text.replace(f"{{folder}}/{name}", path_text)
     files = {
-        folder / "job.yaml": job_text.replace("{folder}", folder.as_posix()),
+        folder / "job.yaml": job_text,
         folder / "prompts.jsonl": templates.joinpath("prompts.jsonl").read_text(encoding="utf-8"),
         folder / "job.schema.json": job_schema(),
     }
@@ -36,3 +41,8 @@ def command(directory: str) -> None:
     click.echo(
         f"\nNext:\n  negtemp plan {folder / 'job.yaml'}\n  negtemp run {folder / 'job.yaml'}"
     )
+
+
+def _as_yaml(path: str) -> str:
+    """A path as a YAML value: bare where nothing in it means something to YAML."""
+    return path if re.fullmatch(r"[\w.][\w./-]*|/[\w./-]*", path) else json.dumps(path)

@@ -5,6 +5,7 @@ in one place.
 """
 
 import importlib
+import os
 import sys
 
 import click
@@ -81,7 +82,8 @@ def main() -> None:
 
     0 done, 1 the run failed, 2 the request was wrong, 3 too many failed rows, 130 interrupted.
     """
-    is_debug = "--debug" in sys.argv[1:2]
+    in_environment = os.environ.get("NEGTEMP_DEBUG", "").lower()
+    is_debug = "--debug" in sys.argv[1:2] or in_environment in {"1", "true", "t", "yes", "y", "on"}
     try:
         code = negtemp.main(standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -92,7 +94,9 @@ def main() -> None:
     except NegtempError as error:
         if is_debug:
             raise
-        click.echo(f"Error: {error}", err=True)
+        # What was found in a file may hold escape sequences.
+        text = "".join(char if char == "\n" or char.isprintable() else "�" for char in str(error))
+        click.echo(f"Error: {text}", err=True)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted.", err=True)

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from negtemp_data.cli.options import gather_overrides, job_argument, json_option, print_json
+from negtemp_data.errors import PromptError
 from negtemp_data.jobspec import Job, load_job
 from negtemp_data.prompts import Prompt, planned_ids, prompts_per_shard, read_prompts, row_seed
 
@@ -63,17 +64,20 @@ def command(
 
 def _describe(job: Job, prompt: Prompt, encoder: Any) -> dict[str, Any]:
     """A prompt as the model sees it, and the positions at which its samples' rules fire."""
-    rendered, tokens = None, None
-    if encoder is not None and prompt.error is None:
-        ids = encoder.encode(prompt, job.prompts.system)
-        rendered, tokens = encoder.decode(ids), len(ids)
+    rendered, tokens, problem = None, None, prompt.error
+    if encoder is not None and problem is None:
+        try:
+            ids = encoder.encode(prompt, job.prompts.system)
+            rendered, tokens = encoder.decode(ids), len(ids)
+        except PromptError as error:  # costs a run these rows, and nothing else
+            problem = str(error)
     rows = [
         {"id": row.id, "firings": _firings(job, prompt.id, row.arm, row.sample)}
         for row in planned_ids(prompt.id, job.generate.samples)
     ]
     return {
         "id": prompt.id,
-        "error": prompt.error,
+        "error": problem,
         "text": rendered if rendered is not None else prompt.text,
         "tokens": tokens,
         "rows": rows,

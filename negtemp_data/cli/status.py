@@ -6,7 +6,7 @@ import click
 
 from negtemp_data.cli.options import json_option, output_argument, print_json
 from negtemp_data.prompts import load_plan
-from negtemp_data.storage import Output, read_ledger, summarise
+from negtemp_data.storage import Output, is_held, read_ledger, summarise
 
 
 @click.command(epilog="Example:  negtemp status out/quickstart --json")
@@ -19,7 +19,7 @@ def command(out: str, as_json: bool) -> None:
     plan = load_plan(output.run)
     planned = {arm: plan.n_prompts * n for arm, n in plan.samples.items()} if plan else None
     totals = summarise(read_ledger(output), planned)
-    is_running = output.lock_holder_path.exists()
+    is_running = is_held(output)
     if as_json:
         shards = {"committed": totals.shards, "planned": plan.n_shards if plan else None}
         print_json({**asdict(totals), "shards": shards, "running": is_running})

@@ -18,7 +18,7 @@ NOT_IN_A_ROW = (
     ("prompts", "source"),
 )
 """Fields that can't change a row: where and how wide it runs, and the prompts' name (their bytes
-are in the fingerprint)."""
+are in the fingerprint). The job's own name is left out too."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Fingerprint:
     """Identity of a data set under construction."""
 
     job: dict[str, Any]
-    """The resolved job without the fields of `NOT_IN_A_ROW`."""
+    """The resolved job without its name and the fields of `NOT_IN_A_ROW`."""
     prompts: str
     """Digest of the prompt source's bytes."""
     model: str
@@ -44,6 +44,7 @@ def fingerprint_job(job: Job, prompts: str, model: str) -> Fingerprint:
     data = job.model_dump(mode="json")
     for section, key in NOT_IN_A_ROW:
         del data[section][key]
+    del data["name"]
     return Fingerprint(job=data, prompts=prompts, model=model)
 
 

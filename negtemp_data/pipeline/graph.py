@@ -8,6 +8,8 @@ judging are one stage on one engine.
 import logging
 import os
 import pickle
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,11 +55,15 @@ def ray_session(address: str | None, log: Path) -> Iterator[None]:
         }
     else:
         options["address"] = address
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except Exception as error:  # ray raises ConnectionError, ValueError, RuntimeError, …
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise RunError(f"{where} can't be used: {error}; see {log}.") from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own handler ends the process on the spot; a run has to say how to go on.
+        signal.signal(signal.SIGTERM, on_sigterm)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_rich_progress_bars = False

@@ -18,7 +18,7 @@ from negtemp_data.storage.ledger import (
     rebuild_ledger,
     write_entry,
 )
-from negtemp_data.storage.lock import hold_lock
+from negtemp_data.storage.lock import hold_lock, is_held
 from negtemp_data.storage.output import Output, shard_name
 from negtemp_data.storage.samples import read_rows
 from negtemp_data.storage.schema import (
@@ -48,6 +48,7 @@ __all__ = [
     "describe_shard",
     "encode_shard",
     "hold_lock",
+    "is_held",
     "read_batches",
     "read_entry",
     "read_ledger",

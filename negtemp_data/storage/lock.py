@@ -53,6 +53,19 @@ def hold_lock(output: Output) -> Iterator[None]:
         lock.release()
 
 
+def is_held(output: Output) -> bool:
+    """Whether a run holds the lock of an output at this moment."""
+    lock = FileLock(output.lock_path, timeout=0, fallback_to_soft=False)
+    if not output.lock_path.exists():
+        return False
+    try:
+        lock.acquire()
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
 def _describe_holder(output: Output) -> str:
     """Who says to hold the lock; empty in the moment before that is written."""
     try:

@@ -12,8 +12,6 @@ from contextlib import suppress
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.chaos, pytest.mark.integration]
-
 JOB = """
 version: 1
 name: stopped
@@ -21,8 +19,8 @@ seed: 3
 prompts: {{source: {prompts}, id: id}}
 generate:
   model: {model}
-  max_tokens: 400
-  min_tokens: 400
+  max_tokens: 250
+  min_tokens: 250
   samples: {{control: 2, negative: 2}}
   engine: {{dtype: float32, max_model_len: 1024, max_num_seqs: 16}}
 schedules:
@@ -54,6 +52,8 @@ def start(job):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
 
 
@@ -95,7 +95,9 @@ def assert_finished(negtemp, out, before):
     assert len(ids) == len(set(ids)) == N_PROMPTS * 4
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_says_how_to_go_on_and_resumes(job, negtemp, tmp_path, signal_number):
     out = tmp_path / "out"
     process = start(job)

@@ -66,7 +66,7 @@ def test_bad_rows_are_failed_rows_and_the_others_are_made(bad_rows_run):
     assert len(rows) == 20
     expected = {
         "prompts.jsonl:2": "JSON",
-        "number": "int",
+        "number": "must be text",
         "prompts.jsonl:4": "duplicate",
         "no-prompt": "prompt",
         "prompts.jsonl:6": "UTF-8",

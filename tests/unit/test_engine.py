@@ -133,7 +133,7 @@ def test_without_a_template_a_text_is_encoded_bare_and_never_special() -> None:
 
 def test_an_unusable_prompt_keeps_its_reason(tokenizer: Any) -> None:
     prompt = Prompt("p", None, None, None, "the prompt is empty")
-    with pytest.raises(PromptError, match="^the prompt is empty$"):
+    with pytest.raises(PromptError, match=r"^the prompt is empty$"):
         PromptEncoder(tokenizer, 100).encode(prompt, None)
 
 
@@ -164,7 +164,7 @@ def test_a_huge_prompt_is_refused_without_tokenising_it(
 
 def test_a_template_that_refuses_a_chat_fails_the_prompt() -> None:
     tokenizer = make_tokenizer("{{ raise_exception('no system role') }}")
-    with pytest.raises(PromptError, match="chat template refuses the prompt: .*no system role"):
+    with pytest.raises(PromptError, match=r"chat template refuses the prompt: .*no system role"):
         PromptEncoder(tokenizer, 100).encode(text_prompt("Hello"), None)
 
 
@@ -252,7 +252,9 @@ def test_rules_are_compiled_field_by_field() -> None:
 
 
 def test_defaults_of_a_rule_keep_special_tokens_out() -> None:
-    config = ScheduleConfig.model_validate({"inject": [{"when": {"every": 4}, "temperature": -1.0}]})
+    config = ScheduleConfig.model_validate(
+        {"inject": [{"when": {"every": 4}, "temperature": -1.0}]}
+    )
     (rule,) = compile_schedule(config).rules
     assert rule.support == Support(min_p=0.05)
     assert rule.vocabulary == Vocabulary(exclude=("special",))
@@ -298,7 +300,9 @@ def test_a_mistyped_catalogue_name_gets_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "zzzz", "a/b/c", "../up/there", "a b/c", "-x/y"])
-def test_what_is_no_name_of_a_model_says_what_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_name_of_a_model_says_what_is(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if name == "":
         name = "?"

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_engine import CHAT_TEMPLATE, make_tokenizer
 
 from negtemp_data.engine.tokens import PromptEncoder
 from negtemp_data.errors import EngineDeadError, GenerationError, JobError, JudgeError
@@ -32,6 +31,7 @@ from negtemp_data.judging import (
     run_checks,
 )
 from negtemp_data.judging.diversity import distinct_n
+from test_engine import CHAT_TEMPLATE, make_tokenizer
 
 
 def make_sample(

@@ -16,7 +16,7 @@ import pytest
 
 from negtemp_data.errors import OutputError, OutputLockedError, StorageError
 from negtemp_data.jobspec.fingerprint import Fingerprint
-from negtemp_data.storage import Output, hold_lock
+from negtemp_data.storage import Output, hold_lock, is_held
 
 FINGERPRINT = Fingerprint(
     job={"seed": 7, "output": {"keep": "all"}, "schedules": {"a": {"temperature": "-inf"}}},
@@ -212,3 +212,12 @@ def test_a_lock_is_free_again_after_an_error(output: Output) -> None:
         raise ZeroDivisionError
     with hold_lock(output):
         pass
+
+
+def test_the_lock_is_held_exactly_while_a_run_holds_it(tmp_path):
+    output = Output(tmp_path / "out")
+    assert not is_held(output)
+    output.create()
+    with hold_lock(output):
+        assert is_held(output)
+    assert not is_held(output)
