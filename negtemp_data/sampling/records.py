@@ -112,7 +112,7 @@ class Schedule:
         """
         try:
             return Schedule(tuple(_read_rule(rule) for rule in json.loads(text)["rules"]))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"not a schedule: {error!r} in {text[:200]!r}") from error
 
 

@@ -115,8 +115,7 @@ def broken(**changes):
     ],
 )
 def test_text_that_is_no_schedule_is_a_value_error(text):
-    # No match: JSON's own errors are welcome too.
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="not a schedule"):
         Schedule.from_json(text)
 
 
