@@ -137,10 +137,11 @@ def _show_end(job: Job, output: Any, result: Any) -> None:
         rows = islice(read_rows(output, arm=arm), _ROWS_FOR_DISTINCT)
         distinct[arm] = distinct_n(row["token_ids"] or () for row in rows)
     console.print(arms_table(result.totals, distinct))
-    if result.generated.rows:
+    if result.seconds:
+        tokens = result.generated.completion_tokens
         console.print(
-            f"\n{result.generated.tokens} tokens in {result.seconds:.0f} s after the engine's "
-            f"start: {result.generated.tokens / result.seconds:.0f} tok/s"
+            f"\n{tokens} tokens in {result.seconds:.0f} s after the engine's start: "
+            f"{tokens / result.seconds:.0f} tok/s"
         )
     _show_twins(job, output, console)
     root = os.path.relpath(output.root)

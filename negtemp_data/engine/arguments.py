@@ -76,26 +76,15 @@ def machine_defaults(is_cpu: bool) -> dict[str, Any]:
     }
 
 
-def prepare_environment(is_cpu: bool, replicas: int) -> None:
+def prepare_environment(is_cpu: bool) -> None:
     """Sets what vLLM reads from the environment; must run before vllm is imported.
 
     Args:
         is_cpu: Whether the engine runs on the CPU. Then it lives in this very process, which leaves
             nothing behind when the process ends.
-        replicas: Engines that may share this machine's CPU cores.
     """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # Model Runner V2 has a processor interface of its own, which has no adapter yet.
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    if not is_cpu:
-        return
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    cores = sorted(os.sched_getaffinity(0))
-    if replicas == 1:
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
-    else:
-        # Engines that spin at their barriers starve each other on shared cores: let them sleep.
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        os.environ["OMP_NUM_THREADS"] = str(max(1, len(cores) // replicas))
-        os.environ["OMP_WAIT_POLICY"] = "passive"
-        os.environ["KMP_BLOCKTIME"] = "0"
+    if is_cpu:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

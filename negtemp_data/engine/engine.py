@@ -7,6 +7,7 @@ very process and ends with it; on a GPU vLLM puts it into a process of its own, 
 work with ours.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Mapping
@@ -228,7 +229,13 @@ def check_schedules(engine: Engine, schedules: Mapping[str, Schedule]) -> None:
 
 
 def _start(spec: EngineSpec) -> "LLMEngine":
-    prepare_environment(spec.is_cpu, spec.replicas)
+    import torch  # noqa: PLC0415
+
+    prepare_environment(spec.is_cpu)
+    if spec.is_cpu:
+        # Ray allows a worker one thread (OMP_NUM_THREADS); the setting is this thread's own, and
+        # vLLM makes it final when the engine starts.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // spec.replicas))
     from vllm import EngineArgs, LLMEngine  # noqa: PLC0415
 
     arguments = {**machine_defaults(spec.is_cpu), **spec.arguments}

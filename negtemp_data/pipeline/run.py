@@ -16,7 +16,7 @@ from negtemp_data.jobspec import Job, write_job
 from negtemp_data.jobspec.fingerprint import fingerprint_job
 from negtemp_data.pipeline.graph import ShardGraph, ray_session
 from negtemp_data.pipeline.logs import captured_output
-from negtemp_data.pipeline.progress import Progress, RowCounts, Tally
+from negtemp_data.pipeline.progress import Progress, Tally
 from negtemp_data.prompts import Plan, load_plan, source_digest, write_plan
 from negtemp_data.storage import (
     Output,
@@ -53,8 +53,8 @@ class RunResult:
     """What a finished run left behind."""
 
     totals: Totals
-    generated: RowCounts
-    """Rows that this run made itself."""
+    generated: Totals
+    """Those shards that this run made itself."""
     seconds: float
     """From the first engine's readiness to the last commit; 0 if nothing was left to do."""
 
@@ -148,13 +148,13 @@ class _Run:
     def finish_plan(self) -> RunResult:
         todo = [shard for shard in range(self._plan.n_shards) if shard not in self._entries]
         self._output.append_event("run_started", shards=len(todo), planned=self._plan.n_rows)
-        tally = Tally()
+        earlier, ready_at = set(self._entries), None
         if todo:
             self._reporter.note("starting Ray and the engine")
             try:
                 log = self._output.logs / f"driver-{os.getpid()}.log"
                 with captured_output(log), ray_session(self._address, log):
-                    tally = self._make(todo)
+                    ready_at = self._make(todo)
             except BaseException as error:
                 with suppress(NegtempError):  # what stopped the run is the news
                     self._output.append_event("run_stopped", reason=f"{error!r}"[:1000])
@@ -162,11 +162,15 @@ class _Run:
                 raise
         self._write_layout()
         self._output.append_event("run_finished", committed=len(self._entries))
-        totals = summarise(self._entries, planned_by_arm(self._plan))
-        seconds = time.time() - tally.ready_at if tally.ready_at else 0.0
-        return RunResult(totals, tally.total, seconds)
+        made = {shard: e for shard, e in self._entries.items() if shard not in earlier}
+        return RunResult(
+            totals=summarise(self._entries, planned_by_arm(self._plan)),
+            generated=summarise(made),
+            seconds=time.time() - ready_at if ready_at else 0.0,
+        )
 
-    def _make(self, todo: list[int]) -> Tally:
+    def _make(self, todo: list[int]) -> float | None:
+        """Makes shards; returns when the first engine was ready, in seconds since the epoch."""
         graph = ShardGraph(self._job, self._output, self._model.path)
         with self._shown_progress(graph):
             for shard in graph.run(todo):
@@ -175,7 +179,7 @@ class _Run:
                 self._output.append_event("shard_committed", shard=shard)
                 if time.monotonic() - self._layout_at > _LAYOUT_EVERY_S:
                     self._write_layout()
-        return graph.read_board()
+        return graph.read_board().ready_at
 
     def _write_layout(self) -> None:
         """Brings layout and card up to date with what is committed."""
