@@ -56,7 +56,6 @@ class Board:
 
     def engine_starts(self) -> int:
         """Notes that a worker starts an engine; returns starts since the last commit."""
-        self._tally.engine_starts += 1
         self._tally.starts_since_commit += 1
         return self._tally.starts_since_commit
 

@@ -42,16 +42,13 @@ class Progress:
     """Rows made by this run, those of unfinished shards included."""
     seconds: float
     """Since the first engine was ready; 0 before."""
-    engine_starts: int
-    """Engines started so far, restarts included."""
 
 
 @dataclass
 class Tally:
-    """What workers report: the counts of each, and how often an engine was started."""
+    """What workers report: the counts of each, and how often engines had to be started."""
 
     counts: dict[str, RowCounts] = field(default_factory=dict)
-    engine_starts: int = 0
     starts_since_commit: int = 0
     ready_at: float | None = None
     """Time (seconds since the epoch) at which the first engine was ready."""

@@ -215,7 +215,6 @@ class _Run:
             earlier_rows=self._earlier_rows,
             made=tally.total,
             seconds=time.time() - tally.ready_at if tally.ready_at else 0.0,
-            engine_starts=tally.engine_starts,
         )
 
 

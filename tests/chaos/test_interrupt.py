@@ -125,3 +125,18 @@ def test_a_run_killed_with_all_its_processes_resumes(job, negtemp, tmp_path):
     before = digests(out)
     assert 3 <= len(before) < 16
     assert_finished(negtemp, out, before)
+
+
+@pytest.mark.slow
+def test_a_run_survives_the_death_of_its_worker(job, negtemp, tmp_path):
+    out = tmp_path / "out"
+    process = start(job)
+    wait_for_shards(out, 2, process)
+    workers = [p for p in family(process) if "GenerateShard" in " ".join(p.cmdline())]
+    assert len(workers) == 1
+    workers[0].kill()
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert "Traceback" not in stderr
+    assert len(list((out / "_run" / "logs").glob("worker-*.log"))) == 2
+    assert_finished(negtemp, out, digests(out))

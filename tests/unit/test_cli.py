@@ -369,6 +369,5 @@ def test_progress_is_described_in_one_line(made: RowCounts, earlier: int, text: 
         earlier_rows=earlier,
         made=made,
         seconds=10.0,
-        engine_starts=1,
     )
     assert describe(progress) == text

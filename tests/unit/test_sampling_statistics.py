@@ -26,7 +26,7 @@ TABLE = TokenTable(["<s>", "a", "b", "c", "d", "e", "f", "g", "h"], frozenset({0
 LOGITS = [2.5, 2.0, 1.7, 1.0, 0.6, 0.0, -6.0, -math.inf, 0.4, 1.0]
 """The last is beyond the tokenizer."""
 SUPPORT = Support(min_p=0.05)
-N_ROWS, N_STEPS = 250, 120
+N_ROWS, N_STEPS = 120, 150
 
 
 def counts_at(temperatures):
