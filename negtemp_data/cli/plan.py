@@ -1,16 +1,22 @@
 """`negtemp plan`: what a job will do, before anything starts."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import click
 
 from negtemp_data.cli.options import gather_overrides, job_argument, json_option, print_json
-from negtemp_data.errors import PromptError
+from negtemp_data.errors import ModelError, PromptError, quote
 from negtemp_data.jobspec import Job, load_job
 from negtemp_data.prompts import Prompt, planned_ids, prompts_per_shard, read_prompts, row_seed
 
-_RULER_COLUMNS = 64
+_MIN_COLUMNS, _MAX_COLUMNS = 60, 100
+"""Width of the terminal that is made use of."""
+_ROWS_DRAWN = 4
+"""Samples of each arm that are drawn for a prompt."""
+_NO_LIMIT = 1 << 20
+"""Tokens of a context whose length the job does not give."""
 
 
 @click.command(epilog="Example:  negtemp plan jobs/quickstart.yaml --prompts 1")
@@ -32,10 +38,13 @@ def command(
     n_shown: int,
     as_json: bool,
 ) -> None:
-    """Show shards, rendered prompts, where schedules fire, and what it takes.
+    """Show shards, schedules, rendered prompts, where rules fire, and what it takes.
 
-    A firing that finds fewer than two candidates waits up to `defer` tokens.
+    ▲ is a position at which a rule fires, ░ one at which the logits or the text decide. A firing
+    that finds fewer than two candidates waits up to `defer` tokens.
     """
+    from negtemp_data.cli.drawing import describe_schedule  # noqa: PLC0415
+
     job = load_job(job_file, gather_overrides(overrides, limit, out))
     shown: list[Prompt] = []
     n_prompts = n_bad = 0
@@ -55,15 +64,21 @@ def command(
         "memory": _memory(job),
     }
     encoder = _encoder(job)
+    schedules = {
+        arm: describe_schedule(job.schedules[arm], job.generate.max_tokens)
+        for arm in job.generate.samples
+    }
     details = [_describe(job, prompt, encoder) for prompt in shown]
     if as_json:
-        print_json(summary | {"shown": details})
+        print_json(summary | {"schedules": schedules, "shown": details})
     else:
-        _print(job, summary, details)
+        _print(job, summary, schedules, details)
 
 
 def _describe(job: Job, prompt: Prompt, encoder: Any) -> dict[str, Any]:
     """A prompt as the model sees it, and the positions at which its samples' rules fire."""
+    from negtemp_data.cli.drawing import find_firings  # noqa: PLC0415
+
     rendered, tokens, problem = None, None, prompt.error
     if encoder is not None and problem is None:
         try:
@@ -72,7 +87,16 @@ def _describe(job: Job, prompt: Prompt, encoder: Any) -> dict[str, Any]:
         except PromptError as error:  # costs a run these rows, and nothing else
             problem = str(error)
     rows = [
-        {"id": row.id, "firings": _firings(job, prompt.id, row.arm, row.sample)}
+        {
+            "id": row.id,
+            "arm": row.arm,
+            "sample": row.sample,
+            "firings": find_firings(
+                job.schedules[row.arm],
+                row_seed(job.seed, prompt.id, row.sample),
+                job.generate.max_tokens,
+            ),
+        }
         for row in planned_ids(prompt.id, job.generate.samples)
     ]
     return {
@@ -84,21 +108,12 @@ def _describe(job: Job, prompt: Prompt, encoder: Any) -> dict[str, Any]:
     }
 
 
-def _firings(job: Job, prompt_id: str, arm: str, sample: int) -> list[list[int]]:
-    """Positions by rule."""
-    import numpy as np  # noqa: PLC0415
-
-    from negtemp_data.engine.compile import compile_schedule  # noqa: PLC0415
-    from negtemp_data.sampling import fires  # noqa: PLC0415
-
-    seed = row_seed(job.seed, prompt_id, sample)
-    positions = np.arange(job.generate.max_tokens, dtype=np.int64)
-    rules = compile_schedule(job.schedules[arm]).rules
-    return [positions[fires(seed, rule, i, positions)].tolist() for i, rule in enumerate(rules)]
-
-
 def _encoder(job: Job) -> Any:
-    """The model's prompt encoder; None where the model is not on this machine yet."""
+    """The model's prompt encoder; None where the model is not on this machine yet.
+
+    Raises:
+        ModelError: Its folder has no tokenizer that can be loaded.
+    """
     from negtemp_data.engine.catalogue import local_path  # noqa: PLC0415
 
     path = local_path(job.generate.model)
@@ -108,8 +123,15 @@ def _encoder(job: Job) -> Any:
 
     from negtemp_data.engine.tokens import PromptEncoder  # noqa: PLC0415
 
-    max_len = int(job.generate.engine.get("max_model_len") or 1 << 20)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    given = job.generate.engine.get("max_model_len")
+    max_len = given if isinstance(given, int) and given > 0 else _NO_LIMIT
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # transformers raises whatever its many readers raise
+        reason = quote(" ".join(str(error).split()))
+        raise ModelError(
+            f"model {job.generate.model!r}: the tokenizer in {path} can't be loaded: {reason}."
+        ) from error
     return PromptEncoder(tokenizer, max_len - 1, job.generate.chat_template_kwargs)
 
 
@@ -121,40 +143,58 @@ def _memory(job: Job) -> dict[str, float] | None:
     return measure_model(Path(path)) if path else None
 
 
-def _print(job: Job, summary: dict[str, Any], details: list[dict[str, Any]]) -> None:
-    from negtemp_data.cli.display import safe_text  # noqa: PLC0415
+def _print(
+    job: Job,
+    summary: dict[str, Any],
+    schedules: dict[str, dict[str, Any]],
+    details: list[dict[str, Any]],
+) -> None:
+    from negtemp_data.cli.drawing import draw_firings, draw_schedule  # noqa: PLC0415
 
+    length = job.generate.max_tokens
+    width = min(max(shutil.get_terminal_size().columns, _MIN_COLUMNS), _MAX_COLUMNS)
+    _print_summary(job, summary)
+    _echo(f"\n── schedules, over {length} tokens")
+    for arm, schedule in schedules.items():
+        for line in draw_schedule(arm, schedule, length, width):
+            _echo(line)
+    for shown in details:
+        tokens = "" if shown["tokens"] is None else f", {shown['tokens']} tokens"
+        _echo(f"\n── prompt {shown['id']}{tokens}")
+        if shown["error"] is not None:
+            _echo(f"can't be used: {shown['error']}")
+            continue
+        _echo((shown["text"] or "")[:2000])
+        rows = [
+            (f"{row['arm']}/{row['sample']}", row["firings"])
+            for row in shown["rows"]
+            if row["sample"] < _ROWS_DRAWN
+        ]
+        for line in draw_firings(rows, length, width):
+            _echo(line)
+        if len(rows) < len(shown["rows"]):
+            _echo(f"… and {len(shown['rows']) - len(rows)} more samples, which --json has, too")
+
+
+def _print_summary(job: Job, summary: dict[str, Any]) -> None:
     bad = f" ({summary['bad_prompts']} can't be used)" if summary["bad_prompts"] else ""
-    click.echo(
+    _echo(
         f"{summary['prompts']} prompts{bad} × {job.samples_per_prompt} samples = {summary['rows']} "
         f"rows in {summary['shards']} shards of {summary['prompts_per_shard']} prompts; at most "
         f"{summary['max_completion_tokens']:,} completion tokens"
     )
     memory = summary["memory"]
     if memory is not None:
-        click.echo(
+        _echo(
             f"{job.generate.model}: weights {memory['weights_gib']:.2f} GiB, KV cache "
             f"{memory['kv_mib_per_1000_tokens']:.1f} MiB per 1,000 tokens"
         )
     else:
-        click.echo(f"{job.generate.model} is not on this machine yet: no estimate of memory.")
-    for shown in details:
-        tokens = "" if shown["tokens"] is None else f", {shown['tokens']} tokens"
-        click.echo(f"\n── prompt {shown['id']}{tokens}")
-        if shown["error"] is not None:
-            click.echo(f"can't be used: {shown['error']}")
-            continue
-        click.echo(safe_text((shown["text"] or "")[:2000]))
-        for row in shown["rows"]:
-            for rule, positions in enumerate(row["firings"]):
-                ruler = _ruler(positions, job.generate.max_tokens)
-                listed = ", ".join(map(str, positions[:12])) + (", …" if positions[12:] else "")
-                click.echo(f"{row['id']} rule {rule}\n  0 {ruler} {job.generate.max_tokens}")
-                click.echo(f"  fires at {listed or 'no position'}")
+        _echo(f"{job.generate.model} is not on this machine yet: no estimate of memory.")
 
 
-def _ruler(positions: list[int], length: int) -> str:
-    """Positions as marks on a line of at most 64 columns."""
-    columns = min(_RULER_COLUMNS, length)
-    marks = {position * columns // length for position in positions}
-    return "".join("▲" if column in marks else "·" for column in range(columns))
+def _echo(text: str) -> None:
+    """Prints text that may hold what others wrote."""
+    from negtemp_data.cli.display import safe_text  # noqa: PLC0415
+
+    click.echo(safe_text(text))

@@ -84,7 +84,5 @@ def prepare_environment(is_cpu: bool) -> None:
             nothing behind when the process ends.
     """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # Model Runner V2 has a processor interface of its own, which has no adapter yet.
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     if is_cpu:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

@@ -25,6 +25,7 @@ from negtemp_data.sampling import Injection, Schedule, Trace
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, RequestOutput, SamplingParams
+    from vllm.config import VllmConfig
 
 _CLOSE_TIMEOUT_S = 20.0
 
@@ -39,6 +40,8 @@ class EngineSpec:
     is_cpu: bool
     replicas: int
     """Engines that may share this machine."""
+    lora_path: str | None = None
+    """Folder of the adapter that requests may ask for; `arguments` has to make room for it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Generation:
 class _Submission:
     prompt_token_ids: list[int]
     params: "SamplingParams"
+    use_lora: bool
     future: "Future[Generation]"
 
 
@@ -73,6 +77,7 @@ class Engine:
         Raises:
             EngineStartError: vLLM did not start; the message holds its reason.
         """
+        self._lora_path = spec.lora_path
         self._inbox: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
         self._open: dict[str, _Submission] = {}
         self._n_requests = 0
@@ -90,6 +95,11 @@ class Engine:
         return self._llm.get_tokenizer()
 
     @property
+    def model_path(self) -> str:
+        """Folder of the model."""
+        return str(self._llm.model_config.model)
+
+    @property
     def max_model_len(self) -> int:
         """Tokens of prompt and completion together, at most."""
         return int(self._llm.model_config.max_model_len)
@@ -104,14 +114,16 @@ class Engine:
         """Width of the logits."""
         return int(self._llm.model_config.get_vocab_size())
 
-    def submit(self, prompt_token_ids: list[int], params: "SamplingParams") -> "Future[Generation]":
-        """Queues a request.
+    def submit(
+        self, prompt_token_ids: list[int], params: "SamplingParams", *, use_lora: bool = False
+    ) -> "Future[Generation]":
+        """Queues a request, to the model itself or to the model with the engine's adapter.
 
         The future raises GenerationError where vLLM refuses the request, and EngineDeadError where
         the engine dies before it is done.
         """
         future: Future[Generation] = Future()
-        self._inbox.put(_Submission(prompt_token_ids, params, future))
+        self._inbox.put(_Submission(prompt_token_ids, params, use_lora, future))
         if self._death is not None:
             # The thread may have emptied the inbox for the last time before the put.
             self._fail_inbox(self._death)
@@ -163,12 +175,16 @@ class Engine:
     def _add(self, submission: _Submission) -> None:
         from vllm.exceptions import VLLMValidationError  # noqa: PLC0415
         from vllm.inputs import TokensPrompt  # noqa: PLC0415
+        from vllm.lora.request import LoRARequest  # noqa: PLC0415
 
         self._n_requests += 1
         request_id = str(self._n_requests)
         prompt = TokensPrompt(prompt_token_ids=submission.prompt_token_ids)
         try:
-            self._llm.add_request(request_id, prompt, submission.params)
+            lora = None
+            if submission.use_lora and self._lora_path:
+                lora = LoRARequest("adapter", 1, self._lora_path)
+            self._llm.add_request(request_id, prompt, submission.params, lora_request=lora)
         except (ValueError, VLLMValidationError) as error:  # this request alone is refused
             submission.future.set_exception(GenerationError(f"vLLM refused the request: {error}"))
         else:
@@ -216,11 +232,11 @@ def check_schedules(engine: Engine, schedules: Mapping[str, Schedule]) -> None:
     """
     import torch  # noqa: PLC0415
 
-    from negtemp_data.engine.tokens import token_table  # noqa: PLC0415
-    from negtemp_data.sampling import InjectionSampler  # noqa: PLC0415
+    from negtemp_data.engine.token_classes import token_table  # noqa: PLC0415
+    from negtemp_data.sampling import ScheduleSampler  # noqa: PLC0415
 
-    tokens = token_table(engine.tokenizer)
-    sampler = InjectionSampler(tokens, engine.vocab_size, torch.device("cpu"))
+    tokens = token_table(engine.tokenizer, engine.model_path)
+    sampler = ScheduleSampler(tokens, engine.vocab_size, torch.device("cpu"))
     for arm, schedule in schedules.items():
         try:
             sampler.check(schedule)
@@ -237,17 +253,26 @@ def _start(spec: EngineSpec) -> "LLMEngine":
         # vLLM makes it final when the engine starts.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // spec.replicas))
     from vllm import EngineArgs, LLMEngine  # noqa: PLC0415
+    from vllm.usage.usage_lib import UsageContext  # noqa: PLC0415
 
     arguments = {**machine_defaults(spec.is_cpu), **spec.arguments}
-    return LLMEngine.from_engine_args(
-        EngineArgs(
-            **arguments,
-            model=spec.model_path,
-            logits_processors=["negtemp_data.engine.processor:InjectionProcessor"],
-            worker_extension_cls="negtemp_data.engine.extension.InjectionExtension",
-            disable_log_stats=True,
-        )
-    )
+    config = EngineArgs(
+        **arguments,
+        model=spec.model_path,
+        worker_extension_cls="negtemp_data.engine.extension.InjectionExtension",
+        disable_log_stats=True,
+    ).create_engine_config(UsageContext.ENGINE_CONTEXT)
+    # Each of vLLM's two model runners refuses the other's processors, and which of them runs is
+    # known only now.
+    config.model_config.logits_processors = [processor_for(config)]
+    return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+
+
+def processor_for(config: "VllmConfig") -> str:
+    """Name of the processor class for the model runner that `config` leads to."""
+    # vLLM before 0.28 has one model runner and no such attribute.
+    version = "v2" if getattr(config, "use_v2_model_runner", False) else "v1"
+    return f"negtemp_data.engine.processor_{version}:ScheduleProcessor"
 
 
 def _start_message(spec: EngineSpec, error: BaseException) -> str:

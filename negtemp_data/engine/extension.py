@@ -1,6 +1,6 @@
 """What the engine's worker processes answer beyond vLLM's own calls."""
 
-from negtemp_data.engine.processor import take_traces
+from negtemp_data.engine.requests import take_traces
 from negtemp_data.sampling import Trace
 
 

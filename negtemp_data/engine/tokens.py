@@ -13,20 +13,9 @@ from typing import Any
 
 from negtemp_data.errors import PromptError
 from negtemp_data.prompts import Prompt
-from negtemp_data.sampling import TokenTable
 
 Chat = Sequence[Mapping[str, str]]
 """Messages with `role` and `content`."""
-
-
-def token_table(tokenizer: Any) -> TokenTable:
-    """The token strings and special ids of a Hugging Face tokenizer."""
-    special = set(tokenizer.all_special_ids)
-    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return TokenTable(
-        tokens=[str(t) for t in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))],
-        special_ids=frozenset(special),
-    )
 
 
 class PromptEncoder:

@@ -31,6 +31,8 @@ class Fingerprint:
     """Digest of the prompt source's bytes."""
     model: str
     """Revision of the generator's files."""
+    adapter: str | None = None
+    """Revision of the LoRA adapter's files; None: the generator has none."""
 
     @property
     def digest(self) -> str:
@@ -39,13 +41,13 @@ class Fingerprint:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def fingerprint_job(job: Job, prompts: str, model: str) -> Fingerprint:
-    """Fingerprint of `job` on prompts and a model with these digests."""
+def fingerprint_job(job: Job, prompts: str, model: str, adapter: str | None = None) -> Fingerprint:
+    """Fingerprint of `job` on prompts, a model and perhaps an adapter with these digests."""
     data = job.model_dump(mode="json")
     for section, key in NOT_IN_A_ROW:
         del data[section][key]
     del data["name"]
-    return Fingerprint(job=data, prompts=prompts, model=model)
+    return Fingerprint(job=data, prompts=prompts, model=model, adapter=adapter)
 
 
 def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
@@ -58,6 +60,9 @@ def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
         lines.append("prompts.source: the prompts themselves have changed")
     if old.model != new.model:
         lines.append(f"generate.model: its files have changed ({old.model} → {new.model})")
+    # A job that has one and a job that has none differ in generate.lora, which stands above.
+    if old.adapter and new.adapter and old.adapter != new.adapter:
+        lines.append(f"generate.lora: its files have changed ({old.adapter} → {new.adapter})")
     return lines
 
 

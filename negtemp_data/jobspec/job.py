@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from negtemp_data.jobspec.base import Name, StrictModel
 from negtemp_data.jobspec.schedules import ScheduleConfig
+from negtemp_data.jobspec.strict import Name, StrictModel
 from negtemp_data.jobspec.verify import VerifyConfig
 
 
@@ -41,6 +41,31 @@ class PromptsConfig(StrictModel):
         return self.text or "prompt"
 
 
+class StructuredConfig(StrictModel):
+    """A form that every completion is held to (vLLM's structured outputs): exactly one of these."""
+
+    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(default=None, min_length=1)
+    """The completion is one of these texts."""
+    regex: str | None = Field(default=None, min_length=1)
+    """It matches this pattern from start to end; the dialect is that of vLLM's backend."""
+    json_schema: dict[str, JsonValue] | None = Field(default=None, alias="json")
+    """It is JSON of this JSON Schema."""
+    grammar: str | None = Field(default=None, min_length=1)
+    """It is derived from this EBNF grammar."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if len(self.given) != 1:
+            raise ValueError("needs exactly one of the keys 'choice', 'regex', 'json', 'grammar'")
+        return self
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The form by its key in the job file, which is vLLM's too."""
+        data = self.model_dump()
+        return {key: value for key, value in data.items() if value is not None}
+
+
 class GenerateConfig(StrictModel):
     """The generator: model, limits, samples per prompt, engine."""
 
@@ -54,6 +79,10 @@ class GenerateConfig(StrictModel):
     """Strings that end a completion; they are not part of it."""
     chat_template_kwargs: dict[str, JsonValue] = {}
     """Passed to the model's chat template, for example {enable_thinking: false}."""
+    structured: StructuredConfig | None = None
+    """A form that completions are held to; null: none."""
+    lora: str | None = Field(default=None, min_length=1)
+    """LoRA adapter to generate with: a folder or a Hugging Face id; the judge works without it."""
     samples: dict[Name, Annotated[int, Field(ge=1, le=65536)]] = Field(min_length=1)
     """Samples per prompt, by arm (a name in `schedules`)."""
     engine: dict[str, Any] = {}

@@ -17,13 +17,14 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from negtemp_data.errors import JobError, quote
+from negtemp_data.errors import QUOTE_CHARS, JobError, quote
 from negtemp_data.jobspec.job import Job
 
 _KEY = re.compile(r"[^.\[\]]+")
 
-_ALTERNATIVE = re.compile(r"<.*>|literal\[.*\]|constrained-\w+")
-"""Parts of pydantic's paths that name an alternative of a union, ours and its own."""
+_ALTERNATIVE = re.compile(r"<(\w+)>|literal\[.*\]|constrained-\w+")
+"""Parts of pydantic's paths that name an alternative of a union: ours, which hold the name of a
+model, and its own."""
 
 
 def read_yaml(text: str, where: str) -> Any:
@@ -39,7 +40,8 @@ def read_yaml(text: str, where: str) -> Any:
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
         raise JobError(f"{place}: not valid YAML: {error.problem or error.context}.") from error
     except (YAMLError, ValueError) as error:  # ValueError: a date in month 13, `!!int x`
-        raise JobError(f"{where}: not valid YAML: {error}.") from error
+        reason = " ".join(str(error).split())
+        raise JobError(f"{where}: not valid YAML: {reason}.") from error
     except RecursionError as error:
         raise JobError(f"{where}: is nested too deeply.") from error
 
@@ -126,8 +128,7 @@ def build_job(data: dict[str, Any], where: str) -> Job:
     try:
         return Job.model_validate_json(text)
     except ValidationError as error:
-        lines = [_explain(details) for details in error.errors(include_url=False)]
-        raise JobError(f"{where}: " + "\n  ".join(lines)) from error
+        raise JobError(f"{where}: " + "\n  ".join(explain_errors(error, Job, "job"))) from error
 
 
 def _infinity_as_text(value: Any) -> Any:
@@ -140,13 +141,23 @@ def _infinity_as_text(value: Any) -> Any:
     return value
 
 
-def _explain(details: ErrorDetails) -> str:
-    """One line for one pydantic error: path, what is wrong, what was found, the nearest key."""
-    location = [part for part in details["loc"] if not _ALTERNATIVE.fullmatch(str(part))]
-    path = _path_text(location)
+def explain_errors(error: ValidationError, model: type[BaseModel], root: str) -> list[str]:
+    """One line for each thing that is wrong: path, what it is, what was found, the nearest key.
+
+    Args:
+        error: What pydantic says.
+        model: The model that it was to be.
+        root: Name of the whole, where the path would be empty.
+    """
+    return [_explain(details, model, root) for details in error.errors(include_url=False)]
+
+
+def _explain(details: ErrorDetails, model: type[BaseModel], root: str) -> str:
+    location = details["loc"]
+    path = _path_text(part for part in location if not _ALTERNATIVE.fullmatch(str(part))) or root
     match details["type"]:
         case "extra_forbidden":
-            known = sorted(_keys_at(Job, location[:-1]))
+            known = sorted(_keys_at(model, location[:-1]))
             near = get_close_matches(str(location[-1]), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}."
             return f"{path}: unknown key; {hint}"
@@ -164,15 +175,23 @@ def _explain(details: ErrorDetails) -> str:
 def _path_text(location: Iterable[int | str]) -> str:
     text = ""
     for part in location:
-        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else str(part))
-    return text or "job"
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            is_plain = part.isprintable() and len(part) <= QUOTE_CHARS
+            text += ("." if text else "") + (part if is_plain else quote(part))
+    return text
 
 
-def _keys_at(model: type[BaseModel], location: list[int | str]) -> set[str]:
-    """Valid keys of the mapping at `location`, over all alternatives that may stand there."""
+def _keys_at(model: type[BaseModel], location: Iterable[int | str]) -> set[str]:
+    """Valid keys of the mapping at `location`, which names the alternatives on the way."""
     schema = TypeAdapter(model).json_schema()
     nodes = list(_alternatives(schema, schema))
     for part in location:
+        if alternative := _ALTERNATIVE.fullmatch(str(part)):
+            chosen = schema.get("$defs", {}).get(alternative[1])
+            nodes = [node for node in nodes if node is chosen]
+            continue
         children: list[Any] = []
         for node in nodes:
             # Keys with a pattern of their own (the arms' names) stand under patternProperties.

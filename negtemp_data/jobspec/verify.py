@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 import regex
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from negtemp_data.jobspec.base import Name, StrictModel
+from negtemp_data.jobspec.strict import Name, StrictModel
 
 CRITERIA: dict[str, str] = {
     "coherence": "Is the answer readable, grammatical and consistent from start to end?",
@@ -77,16 +77,24 @@ class PerplexityCheckConfig(StrictModel):
     """Largest perplexity that passes."""
 
 
-def _tag_of_check(value: Any) -> str:
+_CHECKS = {
+    "length": "<LengthCheckConfig>",
+    "repetition": "<RepetitionCheckConfig>",
+    "regex": "<RegexCheckConfig>",
+    "perplexity": "<PerplexityCheckConfig>",
+}
+
+
+def _tag_of_check(value: Any) -> str | None:
     kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return f"<{kind}>"
+    return _CHECKS.get(str(kind))
 
 
 CheckConfig = Annotated[
-    Annotated[LengthCheckConfig, Tag("<length>")]
-    | Annotated[RepetitionCheckConfig, Tag("<repetition>")]
-    | Annotated[RegexCheckConfig, Tag("<regex>")]
-    | Annotated[PerplexityCheckConfig, Tag("<perplexity>")],
+    Annotated[LengthCheckConfig, Tag("<LengthCheckConfig>")]
+    | Annotated[RepetitionCheckConfig, Tag("<RepetitionCheckConfig>")]
+    | Annotated[RegexCheckConfig, Tag("<RegexCheckConfig>")]
+    | Annotated[PerplexityCheckConfig, Tag("<PerplexityCheckConfig>")],
     Discriminator(
         _tag_of_check,
         custom_error_type="check_kind",

@@ -16,7 +16,8 @@ from negtemp_data.engine.tokens import PromptEncoder
 from negtemp_data.errors import RowError
 from negtemp_data.jobspec import Job
 from negtemp_data.judging import Judgement, RubricJudge, Sample, Verdict, decide, run_checks
-from negtemp_data.prompts import PlannedRow, Prompt, planned_ids, row_seed
+from negtemp_data.prompts import PlannedRow, Prompt, group_seed, planned_ids, row_seed
+from negtemp_data.sampling import Siblings
 
 Row = dict[str, Any]
 """A row of `negtemp_data.storage.ROW_SCHEMA`."""
@@ -92,10 +93,15 @@ class ShardMaker:
             return row | _verdict_columns(Verdict("failed", error=str(token_ids)))
         row["prompt_tokens"] = len(token_ids)
         params = self._arms[planned.arm].sampling_params(
-            planned.id, seed, self._engine.max_model_len - len(token_ids)
+            planned.id,
+            seed,
+            self._engine.max_model_len - len(token_ids),
+            Siblings(group_seed(self._job.seed, prompt.id), planned.sample),
         )
+        use_lora = self._job.generate.lora is not None
         try:
-            generation = await asyncio.wrap_future(self._engine.submit(token_ids, params))
+            submitted = self._engine.submit(token_ids, params, use_lora=use_lora)
+            generation = await asyncio.wrap_future(submitted)
         except RowError as error:
             return row | _verdict_columns(Verdict("failed", error=str(error)))
         text = generation.text

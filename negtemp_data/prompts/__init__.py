@@ -8,6 +8,7 @@ Knows nothing of schedules, engines or judges. Importing it loads neither pyarro
 jinja2: they come in with the first row that needs them.
 """
 
+from negtemp_data.prompts.ids import group_seed
 from negtemp_data.prompts.plan import (
     Plan,
     PlannedRow,
@@ -29,6 +30,7 @@ __all__ = [
     "Plan",
     "PlannedRow",
     "Prompt",
+    "group_seed",
     "load_plan",
     "planned_ids",
     "prompts_per_shard",

@@ -1,4 +1,4 @@
-"""Prompt ids: which are accepted, the hash that stands in for one, and which were used before.
+"""Prompt ids: which are accepted, hashes of and in place of them, and which were used before.
 
 Knows nothing of files or columns.
 """
@@ -43,6 +43,13 @@ def content_id(content: str | list[dict[str, str]]) -> str:
     """16 hex digits that depend on a prompt's text or messages alone."""
     text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def group_seed(job_seed: int, prompt_id: str) -> int:
+    """Seed that all samples of a prompt share, 63 bits; no row's own seed is made like it."""
+    key = json.dumps([job_seed, prompt_id])
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 class IdSet:

@@ -1,39 +1,60 @@
-"""The physics: injections at any temperature, inside a support, for a whole batch at once.
+"""The physics: schedules of injections at any temperature, and of bases, for a whole batch at once.
 
-Needs torch and numpy, nothing else of the project and no vLLM: hand `InjectionSampler` a batch of
-logits with the positions of its rows and it rewrites the rows whose schedule injects.
+Needs torch and numpy, nothing else of the project and no vLLM: hand `ScheduleSampler` a batch of
+logits with the positions of its rows and it rewrites the rows as their schedules say.
 """
 
+from negtemp_data.sampling.base import temperature_table
+from negtemp_data.sampling.firing import fires
 from negtemp_data.sampling.philox import gumbel, philox
 from negtemp_data.sampling.records import (
+    AnnealedTemperature,
     BernoulliTrigger,
+    DynamicTemperature,
+    EntropyTemperature,
+    EntropyTrigger,
     Injection,
+    MarginTrigger,
     PeriodicTrigger,
+    Piece,
+    PositionTrigger,
     Rule,
     Schedule,
+    Siblings,
     Support,
+    Temperature,
+    TextTrigger,
     Trace,
+    Trigger,
     Vocabulary,
 )
-from negtemp_data.sampling.sampler import InjectionSampler
-from negtemp_data.sampling.supports import Limits, threshold
-from negtemp_data.sampling.timetable import fires
+from negtemp_data.sampling.sampler import ScheduleSampler
 from negtemp_data.sampling.vocabulary import TokenTable
 
 __all__ = [
+    "AnnealedTemperature",
     "BernoulliTrigger",
+    "DynamicTemperature",
+    "EntropyTemperature",
+    "EntropyTrigger",
     "Injection",
-    "InjectionSampler",
-    "Limits",
+    "MarginTrigger",
     "PeriodicTrigger",
+    "Piece",
+    "PositionTrigger",
     "Rule",
     "Schedule",
+    "ScheduleSampler",
+    "Siblings",
     "Support",
+    "Temperature",
+    "TextTrigger",
     "TokenTable",
     "Trace",
+    "Trigger",
     "Vocabulary",
     "fires",
     "gumbel",
     "philox",
-    "threshold",
+    "temperature_table",
 ]

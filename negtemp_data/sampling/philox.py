@@ -10,10 +10,10 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-_WORD = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
+WORD = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
 
 
 class Stream(IntEnum):
@@ -39,20 +39,20 @@ def philox(
     Returns:
         int64 tensor of uniform numbers in [0, 2³²).
     """
-    c0, c1, c2 = torch.broadcast_tensors(token_id, position, rule)
-    c3 = torch.full_like(c0, int(stream))
-    k0, k1 = seed & _WORD, seed >> 32
-    for _ in range(_ROUNDS):
+    seed, c0, c1, c2 = torch.broadcast_tensors(seed, token_id, position, rule)
+    # The two multiplications of a round, and the two words that each feeds, are one operation.
+    multiplier = torch.tensor(MULTIPLIERS, device=seed.device).view(2, *[1] * seed.dim())
+    weyl = torch.tensor(WEYL, device=seed.device).view_as(multiplier)
+    key = torch.stack([seed & WORD, seed >> 32])
+    factor = torch.stack([c0, c2])
+    other = torch.stack([c1, torch.full_like(c0, int(stream))])
+    for _ in range(ROUNDS):
         # The product wraps as int64; its bits are right, so the shift needs masking only.
-        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((product1 >> 32) & _WORD) ^ c1 ^ k0,
-            product1 & _WORD,
-            ((product0 >> 32) & _WORD) ^ c3 ^ k1,
-            product0 & _WORD,
-        )
-        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
-    word: Tensor = c0
+        product = factor * multiplier
+        factor = ((product >> 32) & WORD).flip(0) ^ other ^ key
+        other = (product & WORD).flip(0)
+        key = (key + weyl) & WORD
+    word: Tensor = factor[0]
     return word
 
 

@@ -1,115 +1,223 @@
 """The rules of all schedules seen so far, as columns on the device.
 
 A rule is registered once and then known by its index, so that a batch of rows with different
-schedules is one gather.
+schedules is one gather. Index 0 is a rule that never fires: it fills the rows of shorter schedules.
 
-Shapes: K rows, V vocabulary, G registered rules.
+Shapes: K rows, M rules of the longest schedule, V vocabulary, G registered rules, N vocabulary
+masks, A positions of the longest list.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from negtemp_data.sampling.records import Rule, Vocabulary
-from negtemp_data.sampling.supports import Limits
+from negtemp_data.sampling.masks import MaskTable
+from negtemp_data.sampling.records import (
+    BernoulliTrigger,
+    EntropyTrigger,
+    MarginTrigger,
+    PeriodicTrigger,
+    PositionTrigger,
+    Rule,
+    Support,
+    TextTrigger,
+)
+from negtemp_data.sampling.stats import Needs
+from negtemp_data.sampling.supports import Limits, Uses
+from negtemp_data.sampling.text import TextAutomata
 from negtemp_data.sampling.vocabulary import TokenTable
 
-_NO_LIMIT = torch.iinfo(torch.int64).max
+NO_LIMIT = torch.iinfo(torch.int64).max
 _TINY = torch.finfo(torch.float32).tiny
+_NEVER = Rule(BernoulliTrigger(0.0), 1.0)
 
 
 @dataclass(frozen=True)
-class _Columns:
+class FiringColumns:
+    """When each registered rule fires, as far as seed and position decide it."""
+
+    start_G: Tensor
+    stop_G: Tensor
+    every_G: Tensor
+    """0: not periodic."""
+    jitter_G: Tensor
+    rate_G: Tensor
+    """Fires where a 32-bit word is below it."""
+    at_GA: Tensor
+    """Listed positions, padded with −1."""
+
+
+@dataclass(frozen=True)
+class RuleColumns:
     """One entry per registered rule."""
 
+    firing: FiringColumns
     temperature_G: Tensor
     limits: Limits
+    entropy_above_G: Tensor
+    entropy_below_G: Tensor
+    margin_below_G: Tensor
+    reads_stats_G: Tensor
+    """Whether the rule looks at entropy or margin."""
+    text_state_G: Tensor
+    """State in which the rule's automaton starts; −1: it reads no text."""
     burst_G: Tensor
     max_injections_G: Tensor
     cooldown_G: Tensor
     defer_G: Tensor
     vocabulary_G: Tensor
+    guard_G: Tensor
+    """Mask of the tokens that must not be displaced."""
+    is_distinct_G: Tensor
+
+
+def needs_of(rules: tuple[Rule, ...]) -> Needs:
+    """What these rules look at."""
+    needs = Needs(0)
+    for rule in rules:
+        match rule.trigger:
+            case EntropyTrigger():
+                needs |= Needs.ENTROPY
+            case MarginTrigger():
+                needs |= Needs.MARGIN
+            case TextTrigger("sentence" | "word"):
+                needs |= Needs.TEXT | Needs.ARGMAX
+            case TextTrigger():
+                needs |= Needs.TEXT
+    return needs
 
 
 class RuleTable:
-    """Registered rules and the vocabulary masks that they use."""
+    """Registered rules, and the automata and masks that they use."""
 
-    def __init__(self, tokens: TokenTable, vocab_size: int, device: torch.device) -> None:
-        """Starts empty, for logits of width `vocab_size` on `device`."""
-        self._tokens = tokens
-        self._vocab_size = vocab_size
+    def __init__(
+        self, tokens: TokenTable, vocab_size: int, device: torch.device, masks: MaskTable
+    ) -> None:
+        """Starts with the rule that never fires, for logits of width `vocab_size` on `device`."""
         self._device = device
+        self._masks = masks
         self._index: dict[Rule, int] = {}
-        self._mask_index: dict[Vocabulary, int] = {}
-        self._masks: list[Tensor] = []
-        self.rules: list[Rule] = []
-        self.columns = self._columns()
+        self._rules: list[Rule] = []
+        self._mask_ids: list[tuple[int, int]] = []
+        self._text_states: list[int] = []
+        self.automata = TextAutomata(tokens, vocab_size, device)
+        self.register(_NEVER)
 
     def register(self, rule: Rule) -> int:
         """Index of `rule`.
 
         Raises:
-            ValueError: Its vocabulary leaves nothing to draw on this model.
+            ValueError: Its vocabulary leaves nothing to draw on this model, or a class is unknown.
         """
         if rule not in self._index:
-            if rule.vocabulary not in self._mask_index:
-                mask_V = self._tokens.mask(rule.vocabulary, self._vocab_size, self._device)
-                self._mask_index[rule.vocabulary] = len(self._masks)
-                self._masks.append(mask_V)
-            self._index[rule] = len(self.rules)
-            self.rules.append(rule)
-            self.columns = self._columns()
+            # First what may fail, so that a refused rule leaves nothing behind.
+            allowed = self._masks.register(rule.vocabulary)
+            guard = self._masks.register_classes(rule.guard)
+            trigger = rule.trigger
+            state = self.automata.register(trigger) if isinstance(trigger, TextTrigger) else -1
+            self._mask_ids.append((allowed, guard))
+            self._text_states.append(state)
+            self._index[rule] = len(self._rules)
+            self._rules.append(rule)
+            self._build_columns()
         return self._index[rule]
 
-    def allowed(self, rule_K: Tensor) -> Tensor:
-        """bool [K, V]: the tokens that each row's rule may draw."""
-        if len(self._masks) == 1:
-            return self._masks[0].expand(len(rule_K), -1)
-        return torch.stack(self._masks)[self.columns.vocabulary_G[rule_K]]
+    def _build_columns(self) -> None:
+        rules = self._rules
 
-    def limits(self, rule_K: Tensor) -> Limits:
-        """Each row's support."""
-        return Limits(*(column_G[rule_K] for column_G in self.columns.limits))
+        def column(dtype: torch.dtype, *values: Any) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=self._device)
 
-    def _columns(self) -> _Columns:
-        rules, supports = self.rules, [rule.support for rule in self.rules]
+        def floats(*values: float) -> Tensor:
+            return column(torch.float32, *values)
 
-        def floats(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=self._device)
+        def ints(*values: int) -> Tensor:
+            return column(torch.int64, *values)
 
-        def ints(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64, device=self._device)
-
-        return _Columns(
-            temperature_G=floats([_float32_temperature(rule.temperature) for rule in rules]),
-            limits=Limits(
-                min_p_K=floats([s.min_p or 0.0 for s in supports]),
-                top_p_K=torch.tensor(
-                    [1.0 if s.top_p is None else s.top_p for s in supports],
-                    dtype=torch.float64,
+        triggers = [rule.trigger for rule in rules]
+        supports = [rule.support for rule in rules]
+        periodic = [t if isinstance(t, PeriodicTrigger) else None for t in triggers]
+        entropy = [t if isinstance(t, EntropyTrigger) else EntropyTrigger() for t in triggers]
+        listed = [t.positions if isinstance(t, PositionTrigger) else () for t in triggers]
+        longest = max(map(len, listed))
+        self.columns = RuleColumns(
+            firing=FiringColumns(
+                start_G=ints(*(rule.start for rule in rules)),
+                stop_G=ints(*(NO_LIMIT if rule.stop is None else rule.stop for rule in rules)),
+                every_G=ints(*(trigger.every if trigger else 0 for trigger in periodic)),
+                jitter_G=ints(*(trigger.jitter if trigger else 0 for trigger in periodic)),
+                rate_G=ints(
+                    *(
+                        round(t.rate * 2**32) if isinstance(t, BernoulliTrigger) else 0
+                        for t in triggers
+                    )
+                ),
+                at_GA=torch.tensor(
+                    [[*at, *[-1] * (longest - len(at))] for at in listed],
+                    dtype=torch.int64,
                     device=self._device,
-                ),
-                top_k_K=ints([s.top_k or 0 for s in supports]),
-                top_n_sigma_K=floats(
-                    [torch.inf if s.top_n_sigma is None else s.top_n_sigma for s in supports]
-                ),
-                epsilon_K=floats([s.epsilon or 0.0 for s in supports]),
+                ).view(len(rules), longest),
             ),
-            burst_G=ints([rule.burst for rule in rules]),
+            temperature_G=floats(*(float32_temperature(rule.temperature) for rule in rules)),
+            limits=limit_columns(supports, self._device),
+            entropy_above_G=floats(*(trigger.above for trigger in entropy)),
+            entropy_below_G=floats(*(trigger.below for trigger in entropy)),
+            margin_below_G=floats(
+                *(t.below if isinstance(t, MarginTrigger) else -math.inf for t in triggers)
+            ),
+            reads_stats_G=column(
+                torch.bool, *(isinstance(t, EntropyTrigger | MarginTrigger) for t in triggers)
+            ),
+            text_state_G=ints(*self._text_states),
+            burst_G=ints(*(rule.burst for rule in rules)),
             max_injections_G=ints(
-                [
-                    _NO_LIMIT if rule.max_injections is None else rule.max_injections
+                *(
+                    NO_LIMIT if rule.max_injections is None else rule.max_injections
                     for rule in rules
-                ]
+                )
             ),
-            cooldown_G=ints([rule.cooldown for rule in rules]),
-            defer_G=ints([rule.defer for rule in rules]),
-            vocabulary_G=ints([self._mask_index[rule.vocabulary] for rule in rules]),
+            cooldown_G=ints(*(rule.cooldown for rule in rules)),
+            defer_G=ints(*(rule.defer for rule in rules)),
+            vocabulary_G=ints(*(allowed for allowed, _ in self._mask_ids)),
+            guard_G=ints(*(guard for _, guard in self._mask_ids)),
+            is_distinct_G=column(torch.bool, *(rule.is_distinct for rule in rules)),
+        )
+        self.uses = uses_of(supports)
+        self.any_distinct = any(rule.is_distinct for rule in rules)
+
+
+def limit_columns(supports: list[Support], device: torch.device) -> Limits:
+    """Supports as limits, one entry each."""
+
+    def column(neutral: float, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        values = [getattr(support, name) for support in supports]
+        return torch.tensor(
+            [neutral if value is None else value for value in values], dtype=dtype, device=device
         )
 
+    return Limits(
+        min_p_K=column(0.0, "min_p"),
+        top_p_K=column(1.0, "top_p", torch.float64),
+        top_k_K=column(0, "top_k", torch.int64),
+        top_n_sigma_K=column(torch.inf, "top_n_sigma"),
+        epsilon_K=column(0.0, "epsilon"),
+        xtc_K=column(0.0, "xtc"),
+    )
 
-def _float32_temperature(temperature: float) -> float:
+
+def uses_of(supports: list[Support]) -> Uses:
+    """The costly limits among `supports`."""
+    return Uses(
+        top_p=any(support.top_p is not None for support in supports),
+        top_k=max((support.top_k or 0 for support in supports), default=0),
+        top_n_sigma=any(support.top_n_sigma is not None for support in supports),
+        xtc=any(support.xtc is not None for support in supports),
+    )
+
+
+def float32_temperature(temperature: float) -> float:
     """The temperature, kept off 0 where float32 would lose its sign: T → 0⁻ is not T = 0."""
     return math.copysign(max(abs(temperature), _TINY), temperature) if temperature else 0.0

@@ -1,7 +1,8 @@
-"""Candidate sets. Every limit is a lower bound on the logit, so their intersection is one number.
+"""Candidate sets. Every limit is a bound on the logit, so their intersection is an interval.
 
-A token is in the support of a row when its logit reaches the row's threshold. All limits refer to
-softmax(z) at T = 1 over the whole row; being bounds on z they are inclusive and keep ties.
+A token is in the support of a row when its logit reaches the row's lower bound and does not exceed
+its upper one. All limits refer to softmax(z) at T = 1 over the whole row; being bounds on z they
+are inclusive and keep ties.
 
 Shapes: K rows, V vocabulary.
 """
@@ -11,86 +12,118 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from negtemp_data.sampling.stats import RowStats
+
+_FEW = 1024
+"""Most likely tokens that are tried before a whole row is sorted."""
+
 
 class Limits(NamedTuple):
     """One support per row; the neutral value switches a limit off.
 
-    Source: min-p 2407.01082, top-nσ 2411.07641, ε-sampling as in Hugging Face transformers.
+    Source: min-p 2407.01082, top-nσ 2411.07641, ε-sampling as in Hugging Face transformers, XTC as
+    in llama.cpp.
     """
 
     min_p_K: Tensor
     """z ≥ z_max + ln(min_p). Neutral: 0."""
     top_p_K: Tensor
-    """The smallest set of most likely tokens with this much probability. Neutral: 1."""
+    """The smallest set of most likely tokens with this much probability, float64. Neutral: 1."""
     top_k_K: Tensor
     """z ≥ the k-th largest logit, int64. Neutral: 0."""
     top_n_sigma_K: Tensor
     """z ≥ z_max − n·σ, σ the population deviation over finite logits. Neutral: inf."""
     epsilon_K: Tensor
     """p ≥ ε. Neutral: 0."""
+    xtc_K: Tensor
+    """z ≤ the least logit with p ≥ this; no candidate where fewer than two are. Neutral: 0."""
+
+    def select(self, chosen: Tensor) -> "Limits":
+        """The limits of some rows."""
+        return Limits(*(column[chosen] for column in self))
 
 
-def threshold(
-    logits_KV: Tensor,
-    log_normalizer_K: Tensor,
-    limits: Limits,
-    *,
-    uses_top_p: bool,
-    uses_top_k: bool,
-    uses_top_n_sigma: bool,
-) -> Tensor:
-    """Smallest logit of each row's support, −inf where nothing limits it.
+class Bounds(NamedTuple):
+    """Least and largest logit of each row's support, float32 [K]."""
 
-    The flags come from the host, so that a batch without a limit does not pay for it: top_p and
-    top_k sort, top_n_sigma makes two more passes.
+    lower_K: Tensor
+    upper_K: Tensor
+
+
+class Uses(NamedTuple):
+    """Which costly limits any row has, as the host knows: a batch without one does not pay."""
+
+    top_p: bool
+    top_k: int
+    """Largest k; 0: none."""
+    top_n_sigma: bool
+    xtc: bool
+
+
+def bounds(z_KV: Tensor, stats: RowStats, limits: Limits, uses: Uses) -> Bounds:
+    """The supports of rows of logits.
 
     Args:
-        logits_KV: float32; −inf entries are forbidden tokens.
-        log_normalizer_K: logsumexp of each row.
+        z_KV: float32; −inf entries are forbidden tokens.
+        stats: The rows' peak and normalizer.
         limits: The rows' limits.
-        uses_top_p: Whether any row has a top_p.
-        uses_top_k: Whether any row has a top_k.
-        uses_top_n_sigma: Whether any row has a top_n_sigma.
-
-    Returns:
-        float32 [K].
+        uses: The costly ones among them.
     """
-    peak_K = logits_KV.amax(dim=1)
-    bounds = [peak_K + limits.min_p_K.log(), log_normalizer_K + limits.epsilon_K.log()]
-    if uses_top_p:
-        bounds.append(_top_p_bound(logits_KV, log_normalizer_K, limits.top_p_K))
-    if uses_top_k:
-        bounds.append(_top_k_bound(logits_KV, limits.top_k_K))
-    if uses_top_n_sigma:
-        sigma_K = _finite_deviation(logits_KV)
+    lower_K = torch.maximum(
+        stats.peak_K + limits.min_p_K.log(), stats.log_normalizer_K + limits.epsilon_K.log()
+    )
+    if uses.top_p:
+        lower_K = torch.maximum(lower_K, top_p_bound(z_KV, stats.log_normalizer_K, limits.top_p_K))
+    if uses.top_k:
+        lower_K = torch.maximum(lower_K, top_k_bound(z_KV, limits.top_k_K, uses.top_k))
+    if uses.top_n_sigma:
         # inf·0 is nan: a row of equal logits with no limit of this kind has none.
-        bound_K = peak_K - limits.top_n_sigma_K * sigma_K
-        bounds.append(bound_K.masked_fill(limits.top_n_sigma_K.isinf(), -torch.inf))
-    return torch.stack(bounds).amax(dim=0)
+        bound_K = stats.peak_K - limits.top_n_sigma_K * _finite_deviation(z_KV)
+        bound_K = bound_K.masked_fill(limits.top_n_sigma_K.isinf(), -torch.inf)
+        lower_K = torch.maximum(lower_K, bound_K)
+    upper_K = torch.full_like(lower_K, torch.inf)
+    if uses.xtc:
+        upper_K = _xtc_bound(z_KV, stats.log_normalizer_K, limits.xtc_K)
+    return Bounds(lower_K, upper_K)
 
 
-def _top_p_bound(logits_KV: Tensor, log_normalizer_K: Tensor, top_p_K: Tensor) -> Tensor:
-    sorted_KV = logits_KV.sort(dim=1, descending=True).values
-    mass_KV = (sorted_KV - log_normalizer_K[:, None]).exp().to(torch.float64).cumsum(dim=1)
-    # Position of the token that completes the mass: those before it do not reach top_p.
-    last_K = (mass_KV < top_p_K[:, None]).sum(dim=1).clamp(max=logits_KV.shape[1] - 1)
-    bound_K = sorted_KV.gather(1, last_K[:, None]).squeeze(1)
+def top_p_bound(z_KV: Tensor, log_normalizer_K: Tensor, top_p_K: Tensor) -> Tensor:
+    """Least logit of the smallest set with mass `top_p_K` (float64); −inf where it is 1."""
+    size = z_KV.shape[1]
+    n_sorted = min(_FEW, size) if z_KV.device.type == "cpu" else size
+    while True:
+        sorted_KV = z_KV.topk(n_sorted, dim=1).values
+        mass_KV = (sorted_KV.double() - log_normalizer_K.double()[:, None]).exp().cumsum(dim=1)
+        # Position of the token that completes the mass: those before it do not reach top_p.
+        last_K = (mass_KV < top_p_K[:, None]).sum(dim=1)
+        if n_sorted == size or bool(((last_K < n_sorted) | (top_p_K >= 1)).all()):
+            break
+        n_sorted = size
+    bound_K = sorted_KV.gather(1, last_K.clamp(max=n_sorted - 1)[:, None]).squeeze(1)
     return bound_K.masked_fill(top_p_K >= 1, -torch.inf)
 
 
-def _top_k_bound(logits_KV: Tensor, top_k_K: Tensor) -> Tensor:
-    size = logits_KV.shape[1]
-    # The largest k of the batch would need a host copy; sorting all is what a GPU can do without.
-    sorted_KV = logits_KV.sort(dim=1, descending=True).values
+def top_k_bound(z_KV: Tensor, top_k_K: Tensor, largest_k: int) -> Tensor:
+    """The k-th largest logit; −inf where k is 0. `largest_k` is the largest of `top_k_K`."""
+    size = min(largest_k, z_KV.shape[1])
+    sorted_KV = z_KV.topk(size, dim=1).values
     bound_K = sorted_KV.gather(1, (top_k_K.clamp(1, size) - 1)[:, None]).squeeze(1)
     return bound_K.masked_fill(top_k_K == 0, -torch.inf)
 
 
-def _finite_deviation(logits_KV: Tensor) -> Tensor:
-    finite_KV = logits_KV.isfinite()
+def _finite_deviation(z_KV: Tensor) -> Tensor:
+    finite_KV = z_KV.isfinite()
     count_K = finite_KV.sum(dim=1)
-    mean_K = logits_KV.masked_fill(~finite_KV, 0).sum(dim=1) / count_K
-    spread_KV = (logits_KV - mean_K[:, None]).masked_fill(~finite_KV, 0)
+    mean_K = z_KV.masked_fill(~finite_KV, 0).mean(dim=1, dtype=torch.float64)
+    mean_K = mean_K * z_KV.shape[1] / count_K
+    spread_KV = (z_KV - mean_K[:, None].to(z_KV.dtype)).masked_fill(~finite_KV, 0)
     # In float32 the squares would overflow from 2e19 and vanish below 1e-23.
     norm_K: Tensor = torch.linalg.vector_norm(spread_KV, dim=1, dtype=torch.float64)
-    return (norm_K / count_K.sqrt()).to(logits_KV.dtype)
+    return (norm_K / count_K.sqrt()).to(z_KV.dtype)
+
+
+def _xtc_bound(z_KV: Tensor, log_normalizer_K: Tensor, xtc_K: Tensor) -> Tensor:
+    is_above_KV = z_KV >= (log_normalizer_K + xtc_K.log())[:, None]
+    least_K = torch.where(is_above_KV, z_KV, torch.inf).amin(dim=1)
+    least_K = least_K.masked_fill(is_above_KV.sum(dim=1) < 2, -torch.inf)
+    return least_K.masked_fill(xtc_K == 0, torch.inf)

@@ -1,50 +1,22 @@
-"""When rules can fire, from positions alone, on the host.
+"""When positional rules can fire, on the host.
 
-Firing is a pure function of (seed, rule, position), so the host knows in advance at which steps a
-row can be touched. What a firing then does (cooldown, max, waiting for candidates) depends on the
-logits and is the sampler's; the host only needs a window that surely contains it. A step outside
-every window costs nothing.
+Their firing is a pure function of (seed, rule, position), so the host knows in advance at which
+steps a row can be touched. What a firing then does (cooldown, max, waiting for candidates) depends
+on the logits and is the sampler's; the host only needs a window that surely contains it. A step
+outside every window costs nothing.
 """
 
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from negtemp_data.sampling.philox import Stream, philox
-from negtemp_data.sampling.records import BernoulliTrigger, PeriodicTrigger, Rule
-
-Positions = NDArray[np.int64]
+from negtemp_data.sampling.firing import Positions, fires
+from negtemp_data.sampling.records import Rule
 
 _BLOCK = 256
 """Positions worked out at a time for one row."""
-
-
-def fires(seed: int, rule: Rule, index: int, positions: Positions) -> NDArray[np.bool_]:
-    """Whether rule number `index` of a schedule fires at each of `positions`."""
-    in_range = positions >= rule.start
-    if rule.stop is not None:
-        in_range &= positions < rule.stop
-    match rule.trigger:
-        case PeriodicTrigger(every, jitter):
-            period_start = positions - (positions - rule.start) % every
-            delay = _words(seed, index, period_start, Stream.JITTER) * (jitter + 1) >> 32
-            hit = positions == period_start + delay
-        case BernoulliTrigger(rate):
-            hit = _words(seed, index, positions, Stream.RATE) < round(rate * 2**32)
-    return np.asarray(in_range & hit, dtype=np.bool_)
-
-
-def _words(seed: int, rule: int, positions: Positions, stream: Stream) -> Positions:
-    words = philox(
-        seed=torch.tensor(seed),
-        token_id=torch.tensor(0),
-        position=torch.from_numpy(np.maximum(positions, 0)),
-        rule=torch.tensor(rule),
-        stream=stream,
-    )
-    return np.asarray(words.numpy(), dtype=np.int64)
 
 
 @dataclass
@@ -56,6 +28,9 @@ class _Clock:
     begin: int = 0
     end: int = 0
     hits: dict[int, list[int]] = field(default_factory=dict)
+    """Rules that fire, by position."""
+    order: list[int] = field(default_factory=list)
+    """The positions, rising."""
     window_end: int = -1
 
     def fill(self, position: int) -> None:
@@ -64,8 +39,16 @@ class _Clock:
         self.hits = {}
         block = np.arange(self.begin, self.end, dtype=np.int64)
         for index, rule in enumerate(self.rules):
+            if not rule.is_positional:
+                continue
             for hit in block[fires(self.seed, rule, index, block)].tolist():
                 self.hits.setdefault(hit, []).append(index)
+        self.order = sorted(self.hits)
+
+    def next_hit(self, position: int) -> int:
+        """First firing behind `position`; the end of the block where there is none in it."""
+        place = bisect_right(self.order, position)
+        return self.order[place] if place < len(self.order) else self.end
 
 
 class Timetable:
@@ -93,17 +76,21 @@ class Timetable:
         """Forgets the row in `slot`."""
         del self._clocks[slot]
 
-    def due(self, slots: Positions, positions: Positions) -> NDArray[np.intp]:
-        """Indices of the rows that have to be looked at.
+    def hits(self, slots: Positions, positions: Positions) -> dict[int, list[int]]:
+        """The rows that may inject here, by index, and the rules that fire in each.
 
         A row that is at a position for the second time (a chunk of its prefill, or a step computed
         again) is looked at again.
         """
-        return np.flatnonzero(
-            (positions >= self._wake[slots]) | (positions <= self._looked_at[slots])
-        )
+        found = {}
+        due = (positions >= self._wake[slots]) | (positions <= self._looked_at[slots])
+        for i in np.flatnonzero(due).tolist():
+            is_open, fired = self._look(int(slots[i]), int(positions[i]))
+            if is_open:
+                found[i] = fired
+        return found
 
-    def look(self, slot: int, position: int) -> tuple[bool, list[int]]:
+    def _look(self, slot: int, position: int) -> tuple[bool, list[int]]:
         """Whether `slot` may inject at `position`, and the rules that fire there."""
         clock = self._clocks[slot]
         if not clock.begin <= position < clock.end:
@@ -116,8 +103,7 @@ class Timetable:
         if position < clock.window_end:
             self._wake[slot] = position + 1
         else:
-            later = (hit for hit in clock.hits if hit > position)
-            self._wake[slot] = min(later, default=clock.end)
+            self._wake[slot] = clock.next_hit(position)
         self._looked_at[slot] = position
         return is_open, hits
 
@@ -127,12 +113,12 @@ class Timetable:
             return 0
         return max(0, int((self._wake[slots] - positions).min()) - 1)
 
-    def close_window(self, slot: int) -> None:
-        """Tells that nothing of `slot` waits any more: only its next firing can inject.
+    def close_windows(self, slots: Iterable[int]) -> None:
+        """Tells that nothing of these slots waits any more: only their next firing can inject.
 
-        The window keeps its end: the same position may be computed again and then leave an
-        injection waiting.
+        A window keeps its end: the same position may be computed again and then leave an injection
+        waiting.
         """
-        clock = self._clocks[slot]
-        later = (hit for hit in clock.hits if hit > self._looked_at[slot])
-        self._wake[slot] = min(later, default=clock.end)
+        for slot in slots:
+            clock = self._clocks[slot]
+            self._wake[slot] = clock.next_hit(int(self._looked_at[slot]))

@@ -234,6 +234,7 @@ def test_the_plans_positions_are_those_at_which_the_sampler_fires(job_file: Path
             expected = [
                 positions[fires(seed, rule, i, positions)].tolist() for i, rule in enumerate(rules)
             ]
+            assert (row["arm"], row["sample"]) == (arm, int(sample))
             assert row["firings"] == expected
             n_firings += sum(map(len, expected))
     assert n_firings > 0
@@ -247,10 +248,116 @@ def test_a_prompt_that_is_too_long_does_not_stop_the_plan(job_file: Path) -> Non
     assert shown["tokens"] is None
 
 
-def test_the_plan_is_printed_with_rulers(job_file: Path) -> None:
-    text = call("plan", str(job_file), "--prompts", "1").stdout
-    assert "▲" in text
-    assert "fires at " in text
+MOVING = """{
+  base: {track: [{until: 48, temperature: inf}, {temperature: 0.5}]},
+  inject: [
+    {when: {at: [0, 95]}, temperature: -1},
+    {when: {entropy: {above: 2.5}, stop: 48}, temperature: -1},
+    {when: {after: sentence}, temperature: -1},
+  ],
+}"""
+
+
+@pytest.mark.parametrize(("columns", "width"), [(20, 60), (80, 80), (500, 100)])
+def test_the_plan_draws_schedules_on_rulers(
+    job_file: Path, monkeypatch: pytest.MonkeyPatch, columns: int, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    change = ["--set", f"schedules.control={MOVING}", "--prompts", "1"]
+    text = call("plan", str(job_file), *change).stdout
+    _, text = text.split("── schedules, over 96 tokens\n")
+    drawn, prompt = text.split("\n\n── prompt lighthouse")
+    rulers = prompt.split("assistant\n\n")[1]
+    assert max(map(len, f"{drawn}\n{rulers}".split("\n"))) <= width
+    lines = drawn.split("\n")
+    columns = min(width - 11, 96)
+    first = columns // 2  # columns of the first 48 positions, one of which may hold the next, too
+    assert lines[0] == "control"
+    assert lines[1].startswith("  base     " + "█" * first)
+    assert lines[1].endswith("▁" * (columns - first - 1))
+    assert lines[2] == "           T inf until 48; T 0.5"
+    assert lines[3].startswith("  rule 0   at 0, 95: T -1 on min_p 0.05")
+    assert "  rule 1   " + "░" * first in drawn
+    assert "where entropy > 2.5 nats, before 48" in drawn
+    assert "after a sentence: T -1 on min_p 0.05" in drawn
+    assert "\n           0   " in drawn
+    assert drawn.count("  base     T 0.8") == 1
+    for sample in range(2):
+        (line,) = (x for x in rulers.split("\n") if x.startswith(f"control/{sample} rule 0 "))
+        assert set(line.split()[-1][1:-1]) == {"·"}
+        assert line.split()[-1][0] == line.split()[-1][-1] == "▲"
+        assert f"\nnegative/{sample} " in rulers
+
+
+def test_the_plans_json_has_what_the_rulers_show(job_file: Path) -> None:
+    change = ["--set", f"schedules.control={MOVING}", "--prompts", "1", "--json"]
+    plan = json.loads(call("plan", str(job_file), *change).stdout, parse_constant=pytest.fail)
+    control, negative = plan["schedules"]["control"], plan["schedules"]["negative"]
+    assert control["base"] == {
+        "text": "T inf until 48; T 0.5",
+        "decided_by": "position",
+        "temperatures": ["inf"] * 48 + [0.5] * 48,
+    }
+    assert [(r["decided_by"], r["start"], r["stop"]) for r in control["rules"]] == [
+        ("position", 0, 96),
+        ("logits", 0, 48),
+        ("text", 1, 96),
+    ]
+    assert negative["base"] == {"text": "T 0.8", "decided_by": "position", "temperatures": None}
+    (rule,) = negative["rules"]
+    assert rule["text"] == (
+        "every 24 + 0…4, from 8: T -1 on min_p 0.05, without special and undertrained"
+    )
+    for row in plan["shown"][0]["rows"]:
+        if row["arm"] == "control":
+            assert row["firings"] == [[0, 95], None, None]
+
+
+def test_the_plan_says_how_many_samples_it_does_not_draw(job_file: Path) -> None:
+    change = ["--set", "generate.samples.negative=9", "--prompts", "1"]
+    text = call("plan", str(job_file), *change).stdout
+    assert "negative/3 " in text
+    assert "negative/4 " not in text
+    assert "… and 5 more samples" in text
+
+
+def test_hostile_prompts_reach_the_terminal_only_escaped(tmp_path: Path, job_file: Path) -> None:
+    prompts = tmp_path / "bad.jsonl"
+    rows = [
+        {"id": "id \u202e", "prompt": HOSTILE},
+        {"id": "other", "prompt": 3},
+        {"id": HOSTILE, "prompt": "x"},
+    ]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    change = ["--set", f"prompts.source={prompts}", "--prompts", "3"]
+    change += ["--set", 'schedules.control.inject=[{when: {after: "\\e]"}, temperature: 1}]']
+    text = call("plan", str(job_file), *change).stdout
+    for char in "\x1b\x07\x9b\u202e":
+        assert char not in text
+    assert "── prompt id \ufffd" in text
+    assert "[bold red]red[/] [/nothing]" in text
+    assert text.count("can't be used: ") == 2
+
+
+@pytest.mark.parametrize("damage", ["missing", "no JSON"])
+def test_a_model_without_a_usable_tokenizer_is_one_line(
+    tmp_path: Path,
+    job_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
+) -> None:
+    for file in (tmp_path / "model").glob("*token*"):
+        file.unlink()
+    if damage == "no JSON":
+        (tmp_path / "model" / "tokenizer_config.json").write_text("{", encoding="utf-8")
+    change = f"prompts.source={tmp_path / 'job' / 'prompts.jsonl'}"
+    code, out, err = run_main(monkeypatch, capsys, "plan", str(job_file), "--set", change)
+    assert code == 2
+    assert out == ""
+    (line,) = err.splitlines()
+    assert "the tokenizer in " in line
+    assert "can't be loaded" in line
 
 
 def test_show_prints_the_chosen_rows_and_marks_injections(output: Output) -> None:

@@ -1,5 +1,6 @@
 """Job files: what is wrong is named by path, value and nearest key; what is right comes back."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,15 @@ from typing import Any
 import pytest
 
 from negtemp_data.errors import JobError
-from negtemp_data.jobspec import Job, SupportConfig, apply_overrides, load_job, read_yaml, write_job
+from negtemp_data.jobspec import (
+    Job,
+    SupportConfig,
+    apply_overrides,
+    build_job,
+    load_job,
+    read_yaml,
+    write_job,
+)
 from negtemp_data.jobspec.fingerprint import differences, fingerprint_job
 from negtemp_data.jobspec.schema import is_fresh, job_schema
 
@@ -95,8 +104,30 @@ def test_an_unknown_key_like_no_other_lists_the_keys_of_its_place(job_file: Path
     message = error_of(job_file, f"{RULE}.support={{zzzz: 1}}")
     assert message == (
         f"{RULE_PATH}.support.zzzz: unknown key; "
-        "known keys: epsilon, min_p, top_k, top_n_sigma, top_p."
+        "known keys: epsilon, min_p, top_k, top_n_sigma, top_p, xtc."
     )
+
+
+def test_the_keys_of_another_alternative_are_not_proposed(job_file: Path) -> None:
+    message = error_of(job_file, f"{RULE}.when={{rate: 0.1, jitter: 2}}")
+    assert message == (
+        f"{RULE_PATH}.when.jitter: unknown key; "
+        "known keys: burst, cooldown, max, rate, start, stop."
+    )
+
+
+@pytest.mark.parametrize("key", ["a\nb", "\x1b[31m", "\u202e", "x" * 5000])
+def test_an_unknown_key_is_shown_on_one_short_line_without_control_characters(
+    job_file: Path, key: str
+) -> None:
+    data = read_yaml(JOB, "text")
+    data["output"][key] = 1
+    with pytest.raises(JobError) as caught:
+        build_job(data, "text")
+    message = str(caught.value)
+    assert message.startswith("text: output.'")
+    assert message.isprintable()
+    assert len(message) < 400
 
 
 @pytest.mark.parametrize(
@@ -121,7 +152,8 @@ def test_an_unknown_key_like_no_other_lists_the_keys_of_its_place(job_file: Path
         ("generate.gpus_per_replica=some", "generate.gpus_per_replica", "'some'"),
         ("output.keep=good", "output.keep", "'good'"),
         ("schedules=[]", "schedules", "[]"),
-        ("schedules.control.base.temperature=-1", "schedules.control.base.temperature", "-1"),
+        ("schedules.control.base.temperature=hot", "schedules.control.base.temperature", "'hot'"),
+        ("schedules.control.base=0.8", "schedules.control.base", "0.8"),
         ("schedules.control.base.top_p=0", "schedules.control.base.top_p", "0"),
         (f"{RULE}.temperature=hot", f"{RULE_PATH}.temperature", "'hot'"),
         (f"{RULE}.temperature=nan", f"{RULE_PATH}.temperature", "'nan'"),
@@ -142,7 +174,14 @@ def test_an_unknown_key_like_no_other_lists_the_keys_of_its_place(job_file: Path
         (f"{RULE}.support.top_k=1", f"{RULE_PATH}.support.top_k", "1"),
         (f"{RULE}.support.top_p=1", f"{RULE_PATH}.support.top_p", "1"),
         (f"{RULE}.support.epsilon=0.9", f"{RULE_PATH}.support.epsilon", "0.9"),
-        (f"{RULE}.vocabulary.include=[digits]", f"{RULE_PATH}.vocabulary.include[0]", "'digits'"),
+        (f"{RULE}.vocabulary.include=digits", f"{RULE_PATH}.vocabulary.include", "'digits'"),
+        (f"{RULE}.draw=same", f"{RULE_PATH}.draw", "'same'"),
+        ("generate.structured=[a]", "generate.structured", "['a']"),
+        ("generate.structured={choice: []}", "generate.structured.choice", "[]"),
+        ("generate.structured={choice: ['']}", "generate.structured.choice[0]", "''"),
+        ("generate.structured={json: text}", "generate.structured.json", "'text'"),
+        ("generate.structured={regex: ''}", "generate.structured.regex", "''"),
+        ("generate.lora=''", "generate.lora", "''"),
         ("verify.checks.0={kind: len}", "verify.checks[0]", "{'kind': 'len'}"),
         ("verify.checks.0={kind: [1]}", "verify.checks[0]", "{'kind': [1]}"),
         ("verify.checks.0=length", "verify.checks[0]", "'length'"),
@@ -185,6 +224,14 @@ def test_a_wrong_value_is_quoted_with_its_path(
             "job: generate.samples names the arm 'contrl', but schedules has only control, "
             "negative; did you mean 'control'?",
         ),
+        *[
+            (
+                f"generate.structured={{{given}}}",
+                "generate.structured: needs exactly one of the keys 'choice', 'regex', 'json', "
+                "'grammar'.",
+            )
+            for given in ["", "regex: a, choice: [a]", "json: null"]
+        ],
         ("generate.min_tokens=129", "generate: min_tokens (129) is above max_tokens (128)."),
         (
             "prompts.messages=chat",
@@ -371,6 +418,7 @@ def test_a_resolved_job_is_read_back_unchanged_whatever_its_text(job_file: Path)
     data["generate"]["chat_template_kwargs"] = {text: text for text in texts}
     data["generate"]["engine"] = {"list": [1, 0.5, True, None, {"a": []}]}
     data["generate"]["stop"] = ["\n\n", " "]
+    data["generate"]["structured"] = {"json": {"enum": [*texts, None]}}
     data["prompts"]["system"] = "Two\nlines: yes.\n"
     data["schedules"]["1e3"] = {}
     job = Job.model_validate(data)
@@ -385,7 +433,9 @@ def test_defaults_are_those_of_the_documentation(job_file: Path) -> None:
     inject = rule.schedules["negative"].inject[0]
     assert inject.support == SupportConfig(min_p=0.05)
     assert inject.vocabulary.exclude == ["special"]
+    assert inject.guard == []
     assert inject.defer == 4
+    assert inject.draw == "independent"
     assert rule.output.keep == "all"
     assert rule.samples_per_prompt == 4
 
@@ -410,6 +460,12 @@ def test_what_can_not_change_a_row_leaves_the_fingerprint_alone(
         ("generate.max_tokens=9", "generate.max_tokens: 128 → 9"),
         ("generate.samples.control=3", "generate.samples.control: 2 → 3"),
         ("generate.engine.dtype=float32", 'generate.engine.dtype: null → "float32"'),
+        ("generate.structured={json: {type: object}}", 'generate.structured: null → {"choice": '),
+        ("generate.lora=org/adapter", 'generate.lora: null → "org/adapter"'),
+        (
+            "schedules.control.base.temperature=-inf",
+            'schedules.control.base.temperature: 0.8 → "-i',
+        ),
         ("prompts.limit=5", "prompts.limit: null → 5"),
         (f"{RULE}.temperature=-inf", f'{RULE_PATH}.temperature: -1.0 → "-inf"'),
         (f"{RULE}.support=all", f'{RULE_PATH}.support: {{"min_p": 0.05, "top_p": null, '),
@@ -430,12 +486,28 @@ def test_what_can_change_a_row_is_named_with_both_values(
 
 def test_changed_prompts_and_models_are_named(job_file: Path) -> None:
     job = load_job(job_file)
-    old, new = fingerprint_job(job, "p1", "m1"), fingerprint_job(job, "p2", "m2")
+    old = fingerprint_job(job, "p1", "m1", "a1")
+    new = fingerprint_job(job, "p2", "m2", "a2")
     assert differences(old, new) == [
         "prompts.source: the prompts themselves have changed",
         "generate.model: its files have changed (m1 → m2)",
+        "generate.lora: its files have changed (a1 → a2)",
     ]
-    assert old.digest != new.digest
+    assert len({old.digest, new.digest, fingerprint_job(job, "p1", "m1").digest}) == 3
+
+
+def test_infinity_is_spelled_inf_in_the_fingerprint_and_in_the_resolved_job(
+    job_file: Path,
+) -> None:
+    base = "{anneal: {from: inf, to: -.inf, over: 9}}"
+    job = load_job(job_file, [f"schedules.control.base={base}", f"{RULE}.temperature=.inf"])
+    data = fingerprint_job(job, "p", "m").job["schedules"]
+    json.dumps(data, allow_nan=False)
+    assert data["control"]["base"]["anneal"]["from"] == "inf"
+    assert data["control"]["base"]["anneal"]["to"] == "-inf"
+    assert data["negative"]["inject"][0]["temperature"] == "inf"
+    job_file.write_text(write_job(job), encoding="utf-8")
+    assert load_job(job_file) == job
 
 
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("jobs/**/*.yaml")), ids=lambda p: p.name)

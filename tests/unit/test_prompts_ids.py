@@ -1,11 +1,21 @@
-"""The set of used ids: exact on what it is given, and small."""
+"""Hashes of ids are what they always were; the set of used ids is exact, and small."""
 
 import tracemalloc
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from negtemp_data.prompts.ids import IdSet
+from negtemp_data.prompts import row_seed
+from negtemp_data.prompts.ids import IdSet, group_seed
+
+
+def test_the_seed_of_siblings_never_changes_and_is_no_seed_of_a_row() -> None:
+    # Another value would give other tokens to data sets that exist.
+    assert group_seed(7, "lighthouse") == 2567507539772944595
+    seeds = {group_seed(seed, f"p{i}") for seed in range(20) for i in range(20)}
+    assert len(seeds) == 400
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert group_seed(7, "p") not in {row_seed(7, "p", sample) for sample in range(100)}
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=3)))

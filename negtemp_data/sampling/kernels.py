@@ -1,0 +1,457 @@
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+"""The Triton kernels of a step: one program per row, and no word from them to the 
+
+`scan_rows` reads whole rows once. `draw_from_rows` reads again only the blocks of a row whose
+largest logit reaches the lower bound of the support, and they alone hold the candidates and every
+token that ranks before one. `write_one_hot` writes the injected rows.
+
+All arguments up to the first constexpr are pointers to contiguous tensors, apart from
+`logits_RV`, whose rows may lie apart, and the numbers `row_stride`, `width`, `mask_stride` and
+`n_blocks`. Kernels are to be launched without fused multiply-adds, so that an operation rounds as
+it does on the 
+
+Shapes: R batch rows, K rows looked at, V vocabulary, N vocabulary masks, B blocks of a row, G
+blocks in hand, L = 128 logits of a block.
+"""
+
+import triton
+import triton.language as tl
+
+from negtemp_data.sampling.philox import MULTIPLIERS, ROUNDS, WEYL, Stream
+
+LANES = tl.constexpr(128)
+"""Logits of a block: one warp takes it at once, so that its maximum costs no shared memory."""
+
+_LOWEST = tl.constexpr(-3.4028234663852886e38)
+"""The least float32: stands in for −inf where a difference is taken."""
+_GONE = tl.constexpr(-128.0)
+"""Its exponential is 0 in float32, and 0 times it is not nan."""
+
+_MULTIPLIER_0 = tl.constexpr(MULTIPLIERS[0])
+_MULTIPLIER_1 = tl.constexpr(MULTIPLIERS[1])
+_WEYL_0 = tl.constexpr(WEYL[0])
+_WEYL_1 = tl.constexpr(WEYL[1])
+_ROUNDS = tl.constexpr(ROUNDS)
+_DRAW = tl.constexpr(int(Stream.DRAW))
+_HALF_UNIT = tl.constexpr(2.0**-33)
+_LARGEST_U = tl.constexpr(1.0 - 2.0**-24)
+
+_NO_KEY = tl.constexpr(-(2**63))
+_ANY_KEY = tl.constexpr(2**63 - 1)
+_ID_BITS = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def scan_rows(
+    logits_RV,
+    row_stride,
+    row_K,
+    width,
+    peak_K,
+    argmax_K,
+    log_normalizer_K,
+    entropy_K,
+    margin_K,
+    deviation_K,
+    top_KB,
+    n_blocks,
+    BLOCKS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Statistics of rows; nan for a row with a nan or +inf, or without a finite entry.
+
+    Args:
+        logits_RV: float32.
+        row_stride: Logits from one row to the next.
+        row_K: int64.
+        width: V.
+        peak_K: float32, the largest logit.
+        argmax_K: int64, the lowest id that has it.
+        log_normalizer_K: float32.
+        entropy_K: float32.
+        margin_K: float32.
+        deviation_K: float32, population deviation of the finite logits, or None.
+        top_KB: float32, the largest logit of each block.
+        n_blocks: B.
+        BLOCKS: G.
+        STAGES: Loads under way at a time.
+    """
+    k = tl.program_id(0)
+    z_V = logits_RV + tl.load(row_K + k) * row_stride
+    block_G = tl.arange(0, BLOCKS)
+    lane_L = tl.arange(0, LANES)
+    # Of the blocks number g, g + G, …: largest maximum, the first with it, second largest maximum.
+    best_G = tl.full((BLOCKS,), float("-inf"), tl.float32)
+    place_G = tl.zeros((BLOCKS,), tl.int32)
+    second_G = tl.full((BLOCKS,), float("-inf"), tl.float32)
+    # Σ exp(z − r) and Σ exp(z − r)·(z − r), r the best so far.
+    mass_GL = tl.zeros((BLOCKS, LANES), tl.float32)
+    moment_GL = tl.zeros((BLOCKS, LANES), tl.float32)
+    if deviation_K is not None:
+        pivot_G = tl.full((BLOCKS,), _LOWEST, tl.float32)
+        count_GL = tl.zeros((BLOCKS, LANES), tl.int32)
+        sum_GL = tl.zeros((BLOCKS, LANES), tl.float64)
+        square_GL = tl.zeros((BLOCKS, LANES), tl.float64)
+
+    for first in tl.range(0, n_blocks, BLOCKS, num_stages=STAGES):
+        id_GL = (first + block_G)[:, None] * LANES + lane_L[None, :]
+        z_GL = tl.load(z_V + id_GL, mask=id_GL < width, other=float("-inf"))
+        is_number_GL = z_GL < float("inf")
+        z_GL = tl.where(is_number_GL, z_GL, float("-inf"))
+        top_G = tl.max(z_GL, axis=1)
+        tl.store(top_KB + k * n_blocks + first + block_G, top_G, first + block_G < n_blocks)
+        if deviation_K is not None:
+            # Differences from one of the row's own logits: however far out that lies, its square
+            # is at most n times the variance, so float64 loses a few digits at worst.
+            pivot_G = tl.where(best_G == float("-inf"), tl.maximum(top_G, _LOWEST), pivot_G)
+            is_finite_GL = z_GL > float("-inf")
+            off_GL = z_GL.to(tl.float64) - pivot_G.to(tl.float64)[:, None]
+            off_GL = tl.where(is_finite_GL, off_GL, 0.0)
+            count_GL += is_finite_GL.to(tl.int32)
+            sum_GL += off_GL
+            square_GL += off_GL * off_GL
+        old_G = tl.maximum(best_G, _LOWEST)
+        place_G = tl.where(top_G > best_G, first, place_G)
+        second_G = tl.maximum(second_G, tl.minimum(best_G, top_G))
+        best_G = tl.maximum(best_G, top_G)
+        reference_G = tl.maximum(best_G, _LOWEST)
+        shift_G = tl.maximum(old_G - reference_G, _GONE)
+        scale_GL = tl.exp(shift_G)[:, None]
+        difference_GL = z_GL - reference_G[:, None]
+        power_GL = tl.where(is_number_GL, tl.exp(difference_GL), float("nan"))
+        moment_GL = scale_GL * (moment_GL + shift_G[:, None] * mass_GL)
+        moment_GL += power_GL * tl.maximum(difference_GL, _GONE)
+        mass_GL = scale_GL * mass_GL + power_GL
+
+    peak = tl.max(best_G, axis=0)
+    first_block = tl.min(tl.where(best_G == peak, place_G + block_G, n_blocks), axis=0)
+    shift_G = tl.maximum(tl.maximum(best_G, _LOWEST) - tl.maximum(peak, _LOWEST), _GONE)
+    scale_G = tl.exp(shift_G)
+    mass_G = tl.sum(mass_GL, axis=1)
+    mass = tl.sum(scale_G * mass_G, axis=0)
+    moment = tl.sum(scale_G * (tl.sum(moment_GL, axis=1) + shift_G * mass_G), axis=0)
+    is_sound = (mass == mass) & (peak > float("-inf"))
+    mass = tl.where(is_sound, mass, 1.0)
+    log_mass = tl.log(mass)
+
+    id_L = first_block * LANES + lane_L
+    z_L = tl.load(z_V + id_L, mask=id_L < width, other=float("-inf"))
+    z_L = tl.where(z_L < float("inf"), z_L, float("-inf"))
+    lane = tl.min(tl.where(z_L == peak, lane_L, LANES - 1), axis=0)
+    tl.store(argmax_K + k, (first_block * LANES + lane).to(tl.int64))
+    _store(peak_K + k, peak, is_sound)
+    _store(log_normalizer_K + k, tl.maximum(peak, _LOWEST) + log_mass, is_sound)
+    _store(entropy_K + k, tl.maximum(log_mass - moment / mass, 0.0), is_sound)
+    others_G = tl.where(block_G == first_block % BLOCKS, second_G, best_G)
+    second = tl.max(tl.where(lane_L == lane, float("-inf"), z_L), axis=0)
+    second = tl.maximum(second, tl.max(others_G, axis=0))
+    lead = 1.0 - tl.exp(second - tl.maximum(peak, _LOWEST))
+    _store(margin_K + k, lead / mass, is_sound)
+    if deviation_K is not None:
+        deviation = _deviation(pivot_G, count_GL, sum_GL, square_GL)
+        _store(deviation_K + k, deviation, is_sound)
+
+
+@triton.jit
+def _store(pointer, value, is_sound):
+    tl.store(pointer, tl.where(is_sound, value, float("nan")))
+
+
+@triton.jit
+def _deviation(pivot_G, count_GL, sum_GL, square_GL):
+    """The population deviation, from sums of differences from pivots.
+
+    Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+    sample variances" (1979).
+    """
+    count_G = tl.sum(count_GL, axis=1).to(tl.float64)
+    sum_G = tl.sum(sum_GL, axis=1)
+    offset_G = sum_G / tl.maximum(count_G, 1.0)
+    mean_G = pivot_G.to(tl.float64) + offset_G
+    within_G = tl.sum(square_GL, axis=1) - sum_G * offset_G
+    count = tl.maximum(tl.sum(count_G, axis=0), 1.0)
+    mean = tl.sum(count_G * mean_G, axis=0) / count
+    apart_G = mean_G - mean
+    squares = tl.sum(tl.maximum(within_G, 0.0) + count_G * apart_G * apart_G, axis=0)
+    return tl.sqrt(squares / count).to(tl.float32)
+
+
+@triton.jit
+def draw_from_rows(
+    logits_RV,
+    row_stride,
+    row_K,
+    width,
+    mask_NV,
+    mask_stride,
+    vocabulary_K,
+    guard_K,
+    min_p_K,
+    epsilon_K,
+    top_n_sigma_K,
+    xtc_K,
+    floor_K,
+    temperature_K,
+    seed_K,
+    position_K,
+    rule_K,
+    order_K,
+    peak_K,
+    argmax_K,
+    log_normalizer_K,
+    deviation_K,
+    top_KB,
+    block_KB,
+    n_blocks,
+    token_id_K,
+    support_size_K,
+    logprob_K,
+    rank_K,
+    BLOCKS: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    """Draws one token per row. The semantics are those of `negtemp_data.sampling.draw`.
+
+    Args:
+        logits_RV: float32.
+        row_stride: Logits from one row to the next.
+        row_K: int64.
+        width: V.
+        mask_NV: bool, the vocabularies.
+        mask_stride: Entries from one mask to the next.
+        vocabulary_K: int64.
+        guard_K: int64.
+        min_p_K: float32.
+        epsilon_K: float32.
+        top_n_sigma_K: float32, or None where no row has this limit.
+        xtc_K: float32, or None where no row has this limit.
+        floor_K: float32, a further lower bound of the support, or None.
+        temperature_K: float32.
+        seed_K: int64.
+        position_K: int64.
+        rule_K: int64.
+        order_K: int64, or None: all take the best candidate.
+        peak_K: float32; this and the next four are from `scan_rows`.
+        argmax_K: int64.
+        log_normalizer_K: float32.
+        deviation_K: float32, or None where `top_n_sigma_K` is.
+        top_KB: float32.
+        block_KB: int32, memory for the blocks that reach the bound.
+        n_blocks: B.
+        token_id_K: int64; this and the next three are the outcome.
+        support_size_K: int64.
+        logprob_K: float32.
+        rank_K: int64.
+        BLOCKS: G.
+        PADDED: A power of two, at least B.
+    """
+    k = tl.program_id(0)
+    z_V = logits_RV + tl.load(row_K + k) * row_stride
+    allowed_V = mask_NV + tl.load(vocabulary_K + k) * mask_stride
+    argmax = tl.load(argmax_K + k)
+    peak = tl.load(peak_K + k)
+    log_normalizer = tl.load(log_normalizer_K + k)
+
+    lower = tl.maximum(
+        peak + _log(tl.load(min_p_K + k)), log_normalizer + _log(tl.load(epsilon_K + k))
+    )
+    if floor_K is not None:
+        lower = tl.maximum(lower, tl.load(floor_K + k))
+    if top_n_sigma_K is not None:
+        n_sigma = tl.load(top_n_sigma_K + k)
+        is_limited = n_sigma < float("inf")
+        reach = tl.where(is_limited, n_sigma, 0.0) * tl.load(deviation_K + k)
+        lower = tl.maximum(lower, tl.where(is_limited, peak - reach, float("-inf")))
+    # A bound of −inf must not let forbidden tokens in.
+    lower = tl.maximum(lower, _LOWEST)
+    wanted = lower
+    if xtc_K is not None:
+        xtc = tl.load(xtc_K + k)
+        likely = tl.where(xtc > 0, log_normalizer + _log(xtc), float("inf"))
+        wanted = tl.minimum(lower, likely)
+    # Statistics of nan: a row to be left alone. A comparison with nan is false.
+    is_barred = tl.load(mask_NV + tl.load(guard_K + k) * mask_stride + argmax)
+    wanted = tl.where((peak == peak) & (is_barred == 0), wanted, float("inf"))
+
+    block_B = block_KB + k * n_blocks
+    n_found = _find_blocks(top_KB + k * n_blocks, block_B, n_blocks, wanted, PADDED)
+    upper = float("inf")
+    if xtc_K is not None:
+        upper = _least_likely(z_V, block_B, n_found, width, likely, BLOCKS)
+        upper = tl.where(xtc > 0, upper, float("inf"))
+
+    count_GL = tl.zeros((BLOCKS, LANES), tl.int32)
+    least_GL = tl.full((BLOCKS, LANES), float("inf"), tl.float32)
+    most_GL = tl.full((BLOCKS, LANES), float("-inf"), tl.float32)
+    for begin in range(0, n_found, BLOCKS):
+        id_GL, z_GL = _load_blocks(z_V, block_B, begin, n_found, width, BLOCKS)
+        is_member_GL = _is_member(allowed_V, id_GL, z_GL, lower, upper)
+        count_GL += is_member_GL.to(tl.int32)
+        least_GL = tl.minimum(least_GL, tl.where(is_member_GL, z_GL, float("inf")))
+        most_GL = tl.maximum(most_GL, tl.where(is_member_GL, z_GL, float("-inf")))
+    size = _sum(count_GL)
+
+    temperature = tl.load(temperature_K + k)
+    least, most = tl.min(tl.min(least_GL, axis=1), axis=0), tl.max(tl.max(most_GL, axis=1), axis=0)
+    origin = tl.where(size > 0, tl.where(temperature < 0, least, most), 0.0)
+    seed = tl.load(seed_K + k)
+    position = tl.load(position_K + k)
+    rule = tl.load(rule_K + k)
+    n_turns = 1
+    if order_K is not None:
+        n_turns = (tl.load(order_K + k) % tl.maximum(size, 1)).to(tl.int32) + 1
+    # Each turn finds the best candidate behind the last one found.
+    key = tl.full((), _ANY_KEY, tl.int64)
+    for _ in range(0, n_turns):
+        best_GL = tl.full((BLOCKS, LANES), _NO_KEY, tl.int64)
+        for begin in range(0, n_found, BLOCKS):
+            id_GL, z_GL = _load_blocks(z_V, block_B, begin, n_found, width, BLOCKS)
+            is_member_GL = _is_member(allowed_V, id_GL, z_GL, lower, upper)
+            noise_GL = gumbel(philox(seed, id_GL, position, rule))
+            key_GL = _key(_score(z_GL, origin, temperature, noise_GL), id_GL)
+            is_open_GL = is_member_GL & (key_GL < key)
+            best_GL = tl.maximum(best_GL, tl.where(is_open_GL, key_GL, _NO_KEY))
+        key = tl.max(tl.max(best_GL, axis=1), axis=0)
+    token = tl.where(size > 0, (key & _ID_BITS) ^ _ID_BITS, argmax)
+
+    z_token = tl.load(z_V + token)
+    above_GL = tl.zeros((BLOCKS, LANES), tl.int32)
+    for begin in range(0, n_found, BLOCKS):
+        id_GL, z_GL = _load_blocks(z_V, block_B, begin, n_found, width, BLOCKS)
+        above_GL += (z_GL >= z_token).to(tl.int32)
+    tl.store(token_id_K + k, token)
+    tl.store(support_size_K + k, size.to(tl.int64))
+    tl.store(logprob_K + k, z_token - log_normalizer)
+    tl.store(rank_K + k, _sum(above_GL).to(tl.int64))
+
+
+@triton.jit
+def _find_blocks(top_B, block_B, n_blocks, bound, PADDED: tl.constexpr):
+    """Writes down the blocks whose maximum reaches `bound`; how many there are."""
+    number_B = tl.arange(0, PADDED)
+    top = tl.load(top_B + number_B, mask=number_B < n_blocks, other=float("-inf"))
+    is_found = (top >= bound).to(tl.int32)
+    place = tl.cumsum(is_found, axis=0) - 1
+    tl.store(block_B + place, number_B, mask=is_found == 1)
+    # Other threads than those that wrote them will read them.
+    tl.debug_barrier()
+    return tl.sum(is_found, axis=0)
+
+
+@triton.jit
+def _load_blocks(z_V, block_B, begin, n_found, width, BLOCKS: tl.constexpr):
+    """Ids and logits of the next blocks found; −inf where there are no more."""
+    place_G = begin + tl.arange(0, BLOCKS)
+    block_G = tl.load(block_B + place_G, mask=place_G < n_found, other=0)
+    id_GL = block_G[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    is_there_GL = (place_G < n_found)[:, None] & (id_GL < width)
+    return id_GL, tl.load(z_V + id_GL, mask=is_there_GL, other=float("-inf"))
+
+
+@triton.jit
+def _is_member(allowed_V, id_GL, z_GL, lower, upper):
+    is_within_GL = (z_GL >= lower) & (z_GL <= upper)
+    return is_within_GL & (tl.load(allowed_V + id_GL, mask=is_within_GL, other=0) != 0)
+
+
+@triton.jit
+def _least_likely(z_V, block_B, n_found, width, bound, BLOCKS: tl.constexpr):
+    """The least logit that reaches `bound`; −inf where fewer than two do."""
+    count_GL = tl.zeros((BLOCKS, LANES), tl.int32)
+    least_GL = tl.full((BLOCKS, LANES), float("inf"), tl.float32)
+    for begin in range(0, n_found, BLOCKS):
+        _, z_GL = _load_blocks(z_V, block_B, begin, n_found, width, BLOCKS)
+        is_above_GL = z_GL >= bound
+        count_GL += is_above_GL.to(tl.int32)
+        least_GL = tl.minimum(least_GL, tl.where(is_above_GL, z_GL, float("inf")))
+    least = tl.min(tl.min(least_GL, axis=1), axis=0)
+    return tl.where(_sum(count_GL) < 2, float("-inf"), least)
+
+
+@triton.jit
+def _score(z, origin, temperature, noise):
+    """(z − r)/T + g; T = 0 leaves only the most likely in the race, T = ±inf only the noise."""
+    difference = z - origin
+    is_finite = (temperature != 0) & (tl.abs(temperature) < float("inf"))
+    scaled = tl.div_rn(difference, tl.where(is_finite, temperature, 1.0))
+    score = tl.where(is_finite, scaled, 0.0) + noise
+    return tl.where(temperature == 0, tl.where(difference < 0, float("-inf"), 0.0), score)
+
+
+@triton.jit
+def _key(score, token_id):
+    """int64 that rises with the score, and among equal ones with falling ids."""
+    # −0 equals 0.
+    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)
+    rising = tl.where(bits < 0, bits ^ _ID_BITS, bits)
+    return (rising.to(tl.int64) << 32) | (token_id ^ _ID_BITS).to(tl.int64)
+
+
+@triton.jit
+def _log(x):
+    return tl.where(x > 0, tl.log(tl.where(x > 0, x, 1.0)), float("-inf"))
+
+
+@triton.jit
+def _sum(count_GL):
+    return tl.sum(tl.sum(count_GL, axis=1), axis=0)
+
+
+@triton.jit
+def philox(seed, token_id, position, rule):
+    """uint32 words, the same as `negtemp_data.sampling.philox.philox` gives for a draw."""
+    key_0 = seed.to(tl.uint32)
+    key_1 = (seed >> 32).to(tl.uint32)
+    c0 = token_id.to(tl.uint32)
+    c1 = position.to(tl.uint32)
+    c2 = rule.to(tl.uint32)
+    c3 = _DRAW
+    for _ in tl.static_range(_ROUNDS):
+        high_0 = tl.umulhi(c0, _MULTIPLIER_0)
+        high_1 = tl.umulhi(c2, _MULTIPLIER_1)
+        low_0 = tl.mul(c0, _MULTIPLIER_0, sanitize_overflow=False)
+        low_1 = tl.mul(c2, _MULTIPLIER_1, sanitize_overflow=False)
+        c0 = high_1 ^ c1 ^ key_0
+        c1 = low_1
+        c2 = high_0 ^ c3 ^ key_1
+        c3 = low_0
+        key_0 = tl.add(key_0, _WEYL_0, sanitize_overflow=False)
+        key_1 = tl.add(key_1, _WEYL_1, sanitize_overflow=False)
+    return c0
+
+
+@triton.jit
+def gumbel(word):
+    """float32 numbers as `negtemp_data.sampling.philox.gumbel` gives, within a few roundings."""
+    # 2·word + 1 is exact, so this rounds as (word + ½)·2⁻³² in float64 and then to float32 does.
+    u = tl.minimum((word.to(tl.int64) * 2 + 1).to(tl.float32) * _HALF_UNIT, _LARGEST_U)
+    # ln(1 − u) with the rounding of 1 − u undone, since there is no log1p here.
+    # Source: Goldberg, "What every computer scientist should know…" (1991), theorem 4.
+    left = 1.0 - u
+    is_rounded_away = left == 1.0
+    ratio = tl.div_rn(u, tl.where(is_rounded_away, 1.0, 1.0 - left))
+    log = tl.where(is_rounded_away, -u, tl.log(left) * ratio)
+    return -tl.log(-log)
+
+
+@triton.jit
+def write_one_hot(
+    logits_RV, row_stride, row_K, token_id_K, is_injected_K, width, SIZE: tl.constexpr
+):
+    """Makes the injected rows 0 at their token and −inf elsewhere; a program per row and part.
+
+    Args:
+        logits_RV: float32.
+        row_stride: Logits from one row to the next.
+        row_K: int64; an injected row is there once, others may be there again.
+        token_id_K: int64.
+        is_injected_K: bool; other rows are neither read nor written.
+        width: V.
+        SIZE: Logits of a part.
+    """
+    k = tl.program_id(0)
+    if tl.load(is_injected_K + k):
+        z_V = logits_RV + tl.load(row_K + k) * row_stride
+        id_P = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+        one_hot_P = tl.where(id_P == tl.load(token_id_K + k), 0.0, float("-inf"))
+        tl.store(z_V + id_P, one_hot_P, mask=id_P < width)

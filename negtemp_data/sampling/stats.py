@@ -1,0 +1,150 @@
+"""What a step's decisions need to know of a row of logits.
+
+Shapes: K rows, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from enum import IntFlag, auto
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_CHUNK_LOGITS = 1 << 18
+"""Logits looked at together: 1 MiB, and as much again for their exponentials."""
+
+_TAME = 60.0
+"""Below this size exp(z) neither overflows nor vanishes in float32, so that no shift is needed."""
+
+
+class Needs(IntFlag):
+    """What the rules of a schedule look at, beyond positions, at every step."""
+
+    TEXT = auto()
+    ARGMAX = auto()
+    ENTROPY = auto()
+    MARGIN = auto()
+
+
+class RowStats(NamedTuple):
+    """Properties of softmax(z) at T = 1."""
+
+    peak_K: Tensor
+    """float32, the largest logit."""
+    argmax_K: Tensor
+    """int64, lowest id among the largest logits."""
+    log_normalizer_K: Tensor
+    """float32, ln Σ exp(z)."""
+    entropy_K: Tensor
+    """float32, in nats."""
+
+
+class Readings(NamedTuple):
+    """What triggers look at; None where none asked."""
+
+    argmax_K: Tensor | None
+    entropy_K: Tensor | None
+    margin_K: Tensor | None
+    """float32, p₁ − p₂: how far the most likely token leads; 1 where it is the only one."""
+
+
+def row_chunks(n_rows: int, width: int) -> Iterator[slice]:
+    """Cuts rows of this width into runs that fit the cache."""
+    size = _chunk_rows(width)
+    return (slice(begin, min(begin + size, n_rows)) for begin in range(0, n_rows, size))
+
+
+def _chunk_rows(width: int) -> int:
+    return max(1, _CHUNK_LOGITS // width)
+
+
+class Scratch:
+    """Memory for a few rows and their exponentials, used again and again.
+
+    Fresh memory of this size costs the kernel more than the arithmetic in it.
+    """
+
+    def __init__(self) -> None:
+        """Takes no memory before the first use."""
+        self._logits = self._powers = torch.empty(0)
+        self._mask = torch.empty(0, dtype=torch.bool)
+
+    def chunks(self, n_rows: int, width: int) -> Iterator[slice]:
+        """Runs of rows that fit the cache, and the memory for one."""
+        size = _chunk_rows(width)
+        if self._logits.numel() < size * width:
+            self._logits, self._powers = torch.empty(2, size * width).unbind()
+            self._mask = torch.empty(size * width, dtype=torch.bool)
+        return row_chunks(n_rows, width)
+
+    def take(self, logits_RV: Tensor, row_K: Tensor) -> Tensor:
+        """A copy of rows of one chunk, float32 [K, V]; lives until the next call."""
+        shape = len(row_K), logits_RV.shape[1]
+        return torch.index_select(logits_RV, 0, row_K, out=_cut(self._logits, shape))
+
+    def exp(self, z_KV: Tensor) -> Tensor:
+        """The exponentials of one chunk; they live until the next call."""
+        return torch.exp(z_KV, out=_cut(self._powers, tuple(z_KV.shape)))
+
+    def reaches(self, z_KV: Tensor, bound_K: Tensor) -> Tensor:
+        """bool [K, V]: z ≥ bound, of one chunk; lives until the next call."""
+        return torch.ge(z_KV, bound_K[:, None], out=_cut(self._mask, tuple(z_KV.shape)))
+
+
+def _cut(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return buffer[: math.prod(shape)].view(shape)
+
+
+def row_stats(z_KV: Tensor, scratch: Scratch) -> RowStats:
+    """Statistics of rows on the host.
+
+    One exponential per logit is most of what they cost, so it is done once, and unshifted where
+    that is safe.
+
+    Args:
+        z_KV: float32, contiguous; −inf entries are forbidden tokens. A row has a finite entry.
+        scratch: Memory for the exponentials.
+    """
+    argmax_K = first_argmax(z_KV)
+    peak_K = z_KV.gather(1, argmax_K[:, None]).squeeze(1)
+    log_normalizer_K, entropy_K = _sums(z_KV, peak_K, scratch)
+    return RowStats(peak_K, argmax_K, log_normalizer_K, entropy_K)
+
+
+def read(z_KV: Tensor, needs: Needs, scratch: Scratch) -> Readings:
+    """What triggers look at, of rows on the host; None what they don't."""
+    argmax_K = first_argmax(z_KV) if needs & Needs.ARGMAX else None
+    if not needs & (Needs.ENTROPY | Needs.MARGIN):
+        return Readings(argmax_K, None, None)
+    peak_K = z_KV.amax(dim=1)
+    log_normalizer_K, entropy_K = _sums(z_KV, peak_K, scratch)
+    margin_K = None
+    if needs & Needs.MARGIN:
+        top_K2 = z_KV.topk(min(2, z_KV.shape[1]), dim=1).values
+        p_K2 = (top_K2 - log_normalizer_K[:, None]).exp()
+        margin_K = 2 * p_K2[:, 0] - p_K2.sum(dim=1)
+    return Readings(argmax_K, entropy_K, margin_K)
+
+
+def _sums(z_KV: Tensor, peak_K: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
+    """ln Σ exp(z) and the entropy."""
+    is_tame = bool((peak_K.abs() < _TAME).all())
+    d_KV = z_KV if is_tame else z_KV - peak_K[:, None]
+    p_KV = scratch.exp(d_KV)
+    mass_K = p_KV.sum(dim=1)
+    mean_K = torch.linalg.vecdot(p_KV, d_KV) / mass_K
+    if bool(mean_K.isnan().any()):
+        # A forbidden token has p = 0, and 0·(−inf) is nan.
+        mean_K = torch.linalg.vecdot(p_KV, d_KV.masked_fill(d_KV.isneginf(), 0)) / mass_K
+    log_mass_K = mass_K.log()
+    log_normalizer_K = log_mass_K if is_tame else log_mass_K + peak_K
+    return log_normalizer_K, (log_mass_K - mean_K).clamp(min=0)
+
+
+def first_argmax(z_KV: Tensor) -> Tensor:
+    """Lowest id among the largest logits of rows on the host, int64 [K].
+
+    torch.argmax does not promise which of several it gives; numpy's does, and is faster.
+    """
+    return torch.from_numpy(z_KV.numpy().argmax(axis=1))

@@ -1,0 +1,143 @@
+"""The backend of a GPU: allocates, launches the kernels, and never waits for them.
+
+Nothing here may look at a value on the device. Block sizes, stages and warps follow from what the
+compiler says of registers and shared memory; they were not tuned on hardware.
+
+Shapes: R batch rows, K rows, V vocabulary, B blocks of a row.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from negtemp_data.sampling import kernels
+from negtemp_data.sampling.draw import Draw, DrawRequest
+from negtemp_data.sampling.stats import Needs, Readings, RowStats
+from negtemp_data.sampling.supports import top_k_bound, top_p_bound
+
+_SCAN = {"BLOCKS": 16, "STAGES": 4, "num_warps": 8, "enable_fp_fusion": False}
+_DRAW = {"BLOCKS": 16, "num_warps": 8, "enable_fp_fusion": False}
+_WRITE = {"SIZE": 8192, "num_warps": 8}
+
+_SORTED_ROWS = 64
+"""Rows sorted at a time: a copy of a logit and its place, mass and so on take 40 bytes."""
+
+
+class _Scan(NamedTuple):
+    """What `kernels.scan_rows` finds."""
+
+    stats: RowStats
+    margin_K: Tensor
+    deviation_K: Tensor
+    top_KB: Tensor
+
+
+class TritonBackend:
+    """Kernels of our own, on a GPU."""
+
+    is_dense = True
+
+    def stats(self, z_KV: Tensor) -> RowStats:
+        """See `Backend`."""
+        return _scan(z_KV, torch.arange(len(z_KV), device=z_KV.device)).stats
+
+    def read(self, logits_RV: Tensor, row_K: Tensor, needs: Needs) -> Readings:
+        """See `Backend`."""
+        scan = _scan(logits_RV, row_K)
+        return Readings(scan.stats.argmax_K, scan.stats.entropy_K, scan.margin_K)
+
+    def draw(self, logits_RV: Tensor, request: DrawRequest) -> Draw:
+        """See `Backend`."""
+        limits, uses = request.limits, request.uses
+        scan = _scan(logits_RV, request.row_K, has_deviation=uses.top_n_sigma)
+        stats, (n_rows, n_blocks) = scan.stats, scan.top_KB.shape
+        size_K, rank_K, token_id_K = request.row_K.new_empty(3, n_rows).unbind()
+        logprob_K = torch.empty_like(stats.peak_K)
+        kernels.draw_from_rows[(n_rows,)](
+            logits_RV=logits_RV,
+            row_stride=logits_RV.stride(0),
+            row_K=request.row_K,
+            width=logits_RV.shape[1],
+            mask_NV=request.mask_NV,
+            mask_stride=request.mask_NV.stride(0),
+            vocabulary_K=request.vocabulary_K,
+            guard_K=request.guard_K,
+            min_p_K=limits.min_p_K,
+            epsilon_K=limits.epsilon_K,
+            top_n_sigma_K=limits.top_n_sigma_K if uses.top_n_sigma else None,
+            xtc_K=limits.xtc_K if uses.xtc else None,
+            floor_K=_sorted_bound(logits_RV, request, stats),
+            temperature_K=request.temperature_K,
+            seed_K=request.seed_K,
+            position_K=request.position_K,
+            rule_K=request.rule_K,
+            order_K=request.order_K,
+            peak_K=stats.peak_K,
+            argmax_K=stats.argmax_K,
+            log_normalizer_K=stats.log_normalizer_K,
+            deviation_K=scan.deviation_K,
+            top_KB=scan.top_KB,
+            block_KB=torch.empty_like(scan.top_KB, dtype=torch.int32),
+            n_blocks=n_blocks,
+            token_id_K=token_id_K,
+            support_size_K=size_K,
+            logprob_K=logprob_K,
+            rank_K=rank_K,
+            PADDED=triton.next_power_of_2(n_blocks),
+            **_DRAW,
+        )
+        return Draw(token_id_K, stats.argmax_K, size_K, logprob_K, rank_K, stats.entropy_K)
+
+    def write_one_hot(
+        self, logits_RV: Tensor, row_K: Tensor, token_K: Tensor, is_injected_K: Tensor
+    ) -> None:
+        """See `Backend`."""
+        width = logits_RV.shape[1]
+        kernels.write_one_hot[(len(row_K), triton.cdiv(width, _WRITE["SIZE"]))](
+            logits_RV, logits_RV.stride(0), row_K, token_K, is_injected_K, width, **_WRITE
+        )
+
+
+def _scan(logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool = False) -> _Scan:
+    n_rows, width = len(row_K), logits_RV.shape[1]
+    n_blocks = triton.cdiv(width, kernels.LANES.value)
+    peak_K, normalizer_K, entropy_K, margin_K, deviation_K = logits_RV.new_empty(5, n_rows).unbind()
+    argmax_K = torch.empty_like(row_K)
+    top_KB = logits_RV.new_empty(n_rows, n_blocks)
+    kernels.scan_rows[(n_rows,)](
+        logits_RV=logits_RV,
+        row_stride=logits_RV.stride(0),
+        row_K=row_K,
+        width=width,
+        peak_K=peak_K,
+        argmax_K=argmax_K,
+        log_normalizer_K=normalizer_K,
+        entropy_K=entropy_K,
+        margin_K=margin_K,
+        deviation_K=deviation_K if has_deviation else None,
+        top_KB=top_KB,
+        n_blocks=n_blocks,
+        **_SCAN,
+    )
+    stats = RowStats(peak_K, argmax_K, normalizer_K, entropy_K)
+    return _Scan(stats, margin_K, deviation_K, top_KB)
+
+
+def _sorted_bound(logits_RV: Tensor, request: DrawRequest, stats: RowStats) -> Tensor | None:
+    """Least logit that top_p and top_k allow, float32 [K]; None where no row has either."""
+    limits, uses = request.limits, request.uses
+    if not (uses.top_p or uses.top_k):
+        return None
+    bound_K = torch.full_like(stats.peak_K, -torch.inf)
+    for begin in range(0, len(bound_K), _SORTED_ROWS):
+        rows = slice(begin, begin + _SORTED_ROWS)
+        z_KV = logits_RV[request.row_K[rows]]
+        if uses.top_p:
+            nucleus_K = top_p_bound(z_KV, stats.log_normalizer_K[rows], limits.top_p_K[rows])
+            bound_K[rows] = torch.maximum(bound_K[rows], nucleus_K)
+        if uses.top_k:
+            kth_K = top_k_bound(z_KV, limits.top_k_K[rows], uses.top_k)
+            bound_K[rows] = torch.maximum(bound_K[rows], kth_K)
+    return bound_K
