@@ -101,11 +101,11 @@ def inject(
     """What `rule` draws from `found`; None where it has fewer than two candidates."""
     if len(found.exact) < 2:
         return None
-    key, sibling = (seed, 0)
+    key, sibling = seed, 0
     if rule.is_distinct:
         if siblings is None:
             raise ValueError("a distinct draw needs siblings")
-        key, sibling = siblings
+        key, sibling = siblings.seed, siblings.index
     noise = {
         i: gumbel_number(random_word(key, i, position, index, DRAW))
         for i in frozenset().union(*found.possible)

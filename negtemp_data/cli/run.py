@@ -176,7 +176,9 @@ def _show_twins(job: Job, output: Any, console: Any) -> None:
             continue
         pair = sorted((twin, row), key=lambda r: r["arm"] != control)
         request = row["prompt"] or " / ".join(m["content"] for m in row["messages"] or ())
-        console.print(Text(f"\nTwins of prompt {row['prompt_id']}: {safe_text(request[:200])}"))
+        console.print(
+            Text(f"\nTwins of prompt {safe_text(row['prompt_id'])}: {safe_text(request[:200])}")
+        )
         texts = [marked_completion(r, pieces_of(job, r)) for r in pair]
         console.print(side_by_side([r["arm"] for r in pair], texts))
         return

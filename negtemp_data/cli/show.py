@@ -71,7 +71,7 @@ def _print_row(console: Any, job: Job, row: Mapping[str, Any]) -> None:
     from negtemp_data.cli.display import marked_completion, safe_text  # noqa: PLC0415
 
     score = "" if row["score"] is None else f", score {row['score']:.2f}"
-    console.print(Text(f"── {row['id']} · {row['status']}{score}", style="bold"))
+    console.print(Text(f"── {safe_text(row['id'])} · {row['status']}{score}", style="bold"))
     request = row["prompt"] or "\n".join(
         f"{message['role']}: {message['content']}" for message in row["messages"] or ()
     )

@@ -21,6 +21,8 @@ def command(
 
     Reads the first 1,000 prompts; `negtemp plan` reads them all.
     """
+    from negtemp_data.cli.display import safe_text  # noqa: PLC0415
+    from negtemp_data.engine.adapter import is_known_adapter  # noqa: PLC0415
     from negtemp_data.engine.arguments import check_engine_arguments  # noqa: PLC0415
     from negtemp_data.engine.catalogue import is_known  # noqa: PLC0415
     from negtemp_data.prompts import read_prompts  # noqa: PLC0415
@@ -30,6 +32,11 @@ def command(
         raise ModelError(
             f"{job_file}: generate.model: {job.generate.model!r} is no name that `negtemp models` "
             "lists, no local folder and no Hugging Face id."
+        )
+    lora = job.generate.lora
+    if lora is not None and not is_known_adapter(lora):
+        raise ModelError(
+            f"{job_file}: generate.lora: {lora!r} is no local folder and no Hugging Face id."
         )
     check_engine_arguments(job.generate.engine)
     if "://" in job.output.path:
@@ -43,7 +50,7 @@ def command(
         print_json({"valid": True, "bad_prompts": bad})
         return
     for row in bad[:10]:
-        click.echo(f"Warning: prompt {row['id']}: {row['error']}", err=True)
+        click.echo(safe_text(f"Warning: prompt {row['id']}: {row['error']}"), err=True)
     if len(bad) > 10:
         click.echo(f"Warning: {len(bad) - 10} more prompts can't be used.", err=True)
     click.echo(f"{job_file} is valid.")

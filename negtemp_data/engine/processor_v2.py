@@ -2,8 +2,8 @@
 
 Source of the contract: vllm 0.32, v1/worker/gpu/sample/logits_processor/interface.py. Rows are
 reordered at every step and known by the runner's own places for requests (`req_idx`), of which the
-host is told; where every request has one row the host knows the positions too, and only where
-draft tokens give it several is everything worked out on the device.
+host is told. It knows the positions too, but where draft tokens are used: how many of them were
+accepted is known on the device alone, so there everything is worked out on the device.
 """
 
 from typing import TYPE_CHECKING
@@ -34,8 +34,14 @@ class ScheduleProcessor(LogitsProcessor):
 
     def __init__(self, vllm_config: "VllmConfig", req_states: "LogitsProcRequestState") -> None:
         """Called by vLLM, once in each worker."""
+        if vllm_config.parallel_config.enable_batch_sharded_sampling:
+            raise ValueError(
+                "schedules need enable_batch_sharded_sampling = False: a request that is resumed "
+                "may be sampled by another worker, which does not know what was done to it"
+            )
         drafts = vllm_config.speculative_config
         rows_per_request = 1 + (drafts.num_speculative_tokens if drafts else 0)
+        self._has_drafts = drafts is not None
         self._states = req_states
         self._requests = RequestSlots(vllm_config, req_states.device, rows_per_request)
         # By the runner's place for a request; 0 where it has no schedule.
@@ -58,10 +64,10 @@ class ScheduleProcessor(LogitsProcessor):
         slots = self._slot_P[places]
         if not slots.any():
             return logits
-        if len(logits) == len(places):
-            self._apply_to_single_rows(logits, ctx, slots)
-        else:
+        if self._has_drafts:
             self._apply_to_drafts(logits, ctx, slots)
+        else:
+            self._apply_to_single_rows(logits, ctx, slots)
         return logits
 
     def _apply_to_single_rows(

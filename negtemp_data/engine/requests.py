@@ -1,14 +1,16 @@
 """The requests that take part, whichever of vLLM's two interfaces brings them.
 
 A request takes part by its `extra_args` (names in `negtemp_data.engine.compile`). vLLM tells a
-processor no request's name, yet a preempted request has to find its state again; so one that comes
-without a key is given a name when it is admitted, which travels in its `extra_args`.
+processor no request's name, yet a preempted request has to find its state again; so each is given
+a name when it is admitted, which travels in its `extra_args`.
 """
 
+import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 NAME = "negtemp_name"
-"""Name in `extra_args` of the number that a request without a key is known by."""
+"""Name in `extra_args` of the number that a request is known by."""
+FIRST_SEED = "negtemp_first_seed"
+"""Name in `extra_args` of the seed that a request came with: of its n samples, the first one's."""
+
+_LAST_SEED = 2**63 - 1
 
 _NEUTRAL = {
     "temperature": (1.0,),
@@ -35,17 +41,28 @@ _NEUTRAL = {
 """What the engine's own parameters must be where the processor does the base: whatever they did
 would come on top of it, and penalties at another place on each of the two interfaces."""
 
-_active: "RequestSlots | None" = None
-"""Requests of the engine in this process; the worker extension takes traces from them."""
+_EXTENSION = "negtemp_data.engine.extension.InjectionExtension"
+"""The worker extension that takes traces; without it nobody would ever end a traced request."""
+
+_logger = logging.getLogger(__name__)
+
+_engines: "WeakSet[RequestSlots]" = WeakSet()
+"""Requests of the engines in this process, of which the worker extension asks for traces."""
 
 
 def take_traces(keys: list[str]) -> dict[str, Trace]:
-    """Ends these requests in the engine of this process and returns their traces."""
-    return _active.sampler.take(keys) if _active else {}
+    """Ends these requests in whichever engine of this process runs them; returns their traces.
+
+    A key that is not open has an empty trace.
+    """
+    traces = {key: Trace([], 0) for key in keys}
+    for requests in tuple(_engines):
+        traces |= requests.take(keys)
+    return traces
 
 
 def admit(params: "SamplingParams") -> None:
-    """Checks a request's arguments, and names it where it has no key.
+    """Checks a request's arguments, and names it.
 
     Raises:
         ValueError: It asks for a schedule that it can't have.
@@ -54,23 +71,33 @@ def admit(params: "SamplingParams") -> None:
     if SCHEDULE not in arguments:
         return
     schedule = parse_schedule(arguments[SCHEDULE])
-    if params.seed is not None and params.seed < 0:
-        raise ValueError(f"{SCHEDULE} needs a seed from 0 on; found {params.seed}")
-    if params.n > 1 and (params.seed is None or KEY in arguments):
+    _check_seeds(params)
+    if not isinstance(arguments.get(KEY, ""), str):
+        raise ValueError(f"{KEY} must be a text; found {arguments[KEY]!r}")
+    if schedule.base:
+        _check_neutral(params)
+    if SIBLINGS in arguments:
+        _siblings(arguments[SIBLINGS], params.seed)
+        if params.n > 1 and len(arguments[SIBLINGS]) > 1:
+            raise ValueError(f"{SIBLINGS} with n > 1 must be [seed]: each sample has its own index")
+    elif schedule.is_distinct and params.seed is None:
+        raise ValueError(f"draw: distinct needs a seed, or {SIBLINGS}")
+    # A dictionary of its own: callers use one set of parameters for many requests.
+    own = {NAME: secrets.randbits(63), FIRST_SEED: params.seed}
+    params.extra_args = arguments | own
+
+
+def _check_seeds(params: "SamplingParams") -> None:
+    """Each of the n samples has the seed before it plus one."""
+    if params.seed is not None and not 0 <= params.seed <= _LAST_SEED + 1 - params.n:
+        raise ValueError(
+            f"{SCHEDULE} needs seeds from 0 to 2**63 - 1; found {params.seed}, n = {params.n}"
+        )
+    if params.n > 1 and (params.seed is None or KEY in (params.extra_args or {})):
         raise ValueError(
             f"{SCHEDULE} with n > 1 needs a seed, from which each sample gets one of its own, and "
             f"no {KEY}"
         )
-    if schedule.base:
-        _check_neutral(params)
-    if SIBLINGS in arguments:
-        _siblings(arguments[SIBLINGS], params.seed or 0)
-    elif schedule.is_distinct:
-        if params.seed is None:
-            raise ValueError(f"draw: distinct needs a seed, or {SIBLINGS}")
-        arguments = arguments | {SIBLINGS: [params.seed]}
-    # A dictionary of its own: callers use one set of parameters for many requests.
-    params.extra_args = arguments | {NAME: secrets.randbits(63)}
 
 
 def _check_neutral(params: "SamplingParams") -> None:
@@ -85,11 +112,13 @@ def _check_neutral(params: "SamplingParams") -> None:
 class Request(NamedTuple):
     """What a request asks for."""
 
-    key: str
+    name: str
+    """What the project calls it, differently from every other request."""
+    key: str | None
+    """What its trace is taken by."""
     schedule: Schedule
     seed: int
     siblings: Siblings | None
-    is_traced: bool
 
 
 def read_request(params: "SamplingParams | None") -> Request | None:
@@ -99,24 +128,33 @@ def read_request(params: "SamplingParams | None") -> Request | None:
         return None
     name = arguments[NAME]
     seed = name if params.seed is None else params.seed
+    schedule = parse_schedule(arguments[SCHEDULE])
+    siblings = None
+    if schedule.is_distinct:
+        siblings = _siblings(arguments.get(SIBLINGS, [arguments[FIRST_SEED]]), params.seed)
     return Request(
         # The samples of one request share its arguments, not their seeds.
-        key=arguments.get(KEY, f"{name}/{seed}"),
-        schedule=parse_schedule(arguments[SCHEDULE]),
+        name=f"{name}/{seed}",
+        key=arguments.get(KEY),
+        schedule=schedule,
         seed=seed,
-        siblings=_siblings(arguments[SIBLINGS], seed) if SIBLINGS in arguments else None,
-        is_traced=KEY in arguments,
+        siblings=siblings,
     )
 
 
-def _siblings(value: Any, seed: int) -> Siblings:
-    is_numbers = isinstance(value, list) and all(isinstance(x, int) and x >= 0 for x in value)
-    if not is_numbers or len(value) not in (1, 2):
-        raise ValueError(f"{SIBLINGS} must be [seed, index] or [seed], from 0 on; found {value!r}")
-    index = value[1] if len(value) == 2 else seed - value[0]
-    if index < 0:
-        raise ValueError(f"{SIBLINGS}: the seed {seed} is below the first sibling's, {value[0]}")
-    return Siblings(value[0], index)
+def _siblings(value: Any, seed: int | None) -> Siblings:
+    is_list = isinstance(value, list) and len(value) in (1, 2)
+    if not is_list or not all(type(x) is int and 0 <= x <= _LAST_SEED for x in value):
+        raise ValueError(
+            f"{SIBLINGS} must be [seed, index] or [seed], from 0 to 2**63 - 1; found {value!r}"
+        )
+    if len(value) == 2:
+        return Siblings(*value)
+    if seed is None or seed < value[0]:
+        raise ValueError(
+            f"{SIBLINGS}: [{value[0]}] needs a request with that seed or one above; found {seed}"
+        )
+    return Siblings(value[0], seed - value[0])
 
 
 class RequestSlots:
@@ -133,7 +171,6 @@ class RequestSlots:
         """Makes the engine's sampler, and makes it known to `take_traces`."""
         from vllm.tokenizers import cached_tokenizer_from_config  # noqa: PLC0415
 
-        global _active  # noqa: PLW0603
         model_config = vllm_config.model_config
         self.sampler = ScheduleSampler(
             token_table(cached_tokenizer_from_config(model_config), model_config.model),
@@ -141,27 +178,41 @@ class RequestSlots:
             device,
             rows_per_request,
         )
+        self._is_traceable = vllm_config.parallel_config.worker_extension_cls == _EXTENSION
+        # Names of the traced requests, by key.
+        self._traced: dict[str, str] = {}
         # Those that run and those that were preempted, at most.
         self._n_kept = 2 * vllm_config.scheduler_config.max_num_seqs
         self._untraced: dict[int, str] = {}
         self._left: OrderedDict[str, int] = OrderedDict()
-        _active = self
+        _engines.add(self)
 
     def enter(self, params: "SamplingParams | None") -> int:
-        """Slot of a request that enters the batch, again perhaps; 0: it has no schedule."""
+        """Slot of a request that enters the batch, again perhaps; 0: it has no schedule.
+
+        A schedule that this model's tokens can't carry out is reported and left out: an error would
+        end the engine, and with it everybody's requests.
+        """
         request = read_request(params)
         if request is None:
             return 0
-        slot = self.sampler.open(
-            request.key,
-            request.schedule,
-            request.seed,
-            request.siblings,
-            is_traced=request.is_traced,
-        )
-        if not request.is_traced:
-            self._left.pop(request.key, None)
-            self._untraced[slot] = request.key
+        is_traced = self._is_traceable and request.key is not None
+        key = request.key if is_traced and request.key is not None else request.name
+        if self._traced.get(key, request.name) != request.name:
+            # The key of a request that was aborted: nobody took its trace.
+            self.sampler.close([key])
+        try:
+            slot = self.sampler.open(
+                key, request.schedule, request.seed, request.siblings, is_traced=is_traced
+            )
+        except ValueError as error:
+            _logger.error("a request runs without its schedule: %s", error)
+            return 0
+        if is_traced:
+            self._traced[key] = request.name
+        else:
+            self._left.pop(key, None)
+            self._untraced[slot] = key
         return slot
 
     def leave(self, slots: Iterable[int]) -> None:
@@ -173,3 +224,10 @@ class RequestSlots:
             key, slot = self._left.popitem(last=False)
             del self._untraced[slot]
             self.sampler.close([key])
+
+    def take(self, keys: Iterable[str]) -> dict[str, Trace]:
+        """Ends those of the requests that run here, and returns their traces."""
+        found = [key for key in keys if key in self._traced]
+        for key in found:
+            del self._traced[key]
+        return self.sampler.take(found)

@@ -51,8 +51,8 @@ _OUTPUT = re.compile(r"(\w+\.){0,2}(lm_head|embed_out|output|output_layer)\.weig
 _AGREEMENT = 0.9
 """Least cosine between rows that training has left alike: it pushes all unused rows the same way.
 
-Source: 2405.05417, section 2.2, for the reason; SmolLM2-135M-Instruct for the number, whose control
-tokens for source code have 0.99 and more, and other rows 0.6 to the mean of these.
+Source: 2405.05417, section 2.2, for the reason. For the number SmolLM2-135M-Instruct: of its 14
+control tokens for source code 11 have 0.999 and more to each other, a median token 0.61 to these.
 """
 _FEWEST_AGREEING = 3
 _MOST_GUESSED = 1024
@@ -101,7 +101,9 @@ def _measure(
     """
     try:
         file_of = {name: file for file in files for name in _names(file)}
-        name = min(filter(_INPUT.fullmatch, file_of), key=len, default=None)
+        names = filter(_INPUT.fullmatch, file_of)
+        # The outermost: extra layers that predict further tokens may hold copies.
+        name = min(names, key=lambda name: name.count("."), default=None)
         if name is None:
             raise ValueError(
                 f"undertrained tokens can't be told: none of the tensors in {files[0].parent} has "
@@ -131,7 +133,7 @@ def _indicator(matrix: Any, n_tokens: int, unused_D: Tensor | None) -> NDArray[n
         rows_ND = matrix[begin : min(begin + _CHUNK_ROWS, n_tokens)].float()
         length_N = rows_ND.norm(dim=1)
         if unused_D is not None:
-            # Lengths of zero: a row of zeros is like nothing.
+            # A row of zeros is like nothing.
             length_N = 1 - rows_ND @ unused_D / (length_N * unused_D.norm()).clamp(min=1e-6)
         chunks.append(length_N)
     indicator_N: NDArray[np.float32] = torch.cat(chunks).numpy()

@@ -18,6 +18,7 @@ from typing import Any, cast
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from negtemp_data.engine.adapter import Adapter
 from negtemp_data.engine.engine import EngineSpec
 from negtemp_data.errors import NegtempError, RunError
 from negtemp_data.jobspec import Job
@@ -78,7 +79,7 @@ def ray_session(address: str | None, log: Path) -> Iterator[None]:
 class ShardGraph:
     """The graph over the shards that are still to be made."""
 
-    def __init__(self, job: Job, output: Output, model_path: str) -> None:
+    def __init__(self, job: Job, output: Output, model_path: str, adapter: Adapter | None) -> None:
         """Sizes the stages for the cluster that is connected."""
         resources = ray.cluster_resources()
         gpus = job.generate.gpus_per_replica
@@ -92,9 +93,10 @@ class ShardGraph:
             output=output,
             engine=EngineSpec(
                 model_path=model_path,
-                arguments=job.generate.engine,
+                arguments={**(adapter.engine_arguments if adapter else {}), **job.generate.engine},
                 is_cpu=not self._gpus,
                 replicas=self._replicas,
+                lora_path=adapter.path if adapter else None,
             ),
             replicas=self._replicas,
         )

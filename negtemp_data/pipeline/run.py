@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Protocol
 
+from negtemp_data.engine.adapter import Adapter, resolve_adapter
 from negtemp_data.engine.arguments import check_engine_arguments
 from negtemp_data.engine.catalogue import Model, resolve_model
 from negtemp_data.errors import NegtempError, RequestError
@@ -59,6 +60,14 @@ class RunResult:
     """From the first engine's readiness to the last commit; 0 if nothing was left to do."""
 
 
+@dataclass(frozen=True)
+class _Generator:
+    """What generates, on this machine."""
+
+    model: Model
+    adapter: Adapter | None
+
+
 class Reporter(Protocol):
     """Who a run tells of itself."""
 
@@ -81,21 +90,24 @@ def run_job(request: RunRequest, reporter: Reporter) -> RunResult:
     job, output = request.job, request.output
     check_address(request.address)
     check_engine_arguments(job.generate.engine)
-    model = resolve_model(job.generate.model, reporter.note)
+    generator = _resolve(job, reporter)
     digest = source_digest(job.prompts)
     output.create()
     with hold_lock(output):
         if request.fresh:
             output.reset()
             output.create()
-        fingerprint = fingerprint_job(job, digest, model.revision)
+        adapter = generator.adapter
+        fingerprint = fingerprint_job(
+            job, digest, generator.model.revision, adapter.revision if adapter else None
+        )
         if output.exists():
             output.check_fingerprint(fingerprint)
         reporter.note("planning")
         plan = (load_plan(output.run) if output.exists() else None) or write_plan(job, output.run)
         output.write_job(write_job(job))
         output.write_fingerprint(fingerprint)
-        return _Run(request, model, plan, reporter).finish_plan()
+        return _Run(request, generator, plan, reporter).finish_plan()
 
 
 def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
@@ -108,10 +120,18 @@ def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
     output = request.output
     check_address(request.address)
     output.read_fingerprint()
-    model = resolve_model(request.job.generate.model, reporter.note)
+    generator = _resolve(request.job, reporter)
     with hold_lock(output):
         plan = load_plan(output.run) or write_plan(request.job, output.run)
-        return _Run(request, model, plan, reporter).finish_plan()
+        return _Run(request, generator, plan, reporter).finish_plan()
+
+
+def _resolve(job: Job, reporter: Reporter) -> _Generator:
+    lora = job.generate.lora
+    return _Generator(
+        model=resolve_model(job.generate.model, reporter.note),
+        adapter=None if lora is None else resolve_adapter(lora, reporter.note),
+    )
 
 
 def check_address(address: str | None) -> None:
@@ -135,9 +155,11 @@ def planned_by_arm(plan: Plan) -> dict[str, int]:
 class _Run:
     """The part of a run that holds the output's lock."""
 
-    def __init__(self, request: RunRequest, model: Model, plan: Plan, reporter: Reporter) -> None:
+    def __init__(
+        self, request: RunRequest, generator: _Generator, plan: Plan, reporter: Reporter
+    ) -> None:
         self._job, self._output, self._address = request.job, request.output, request.address
-        self._model = model
+        self._generator = generator
         self._plan = plan
         self._reporter = reporter
         self._output.clean_tmp()
@@ -171,7 +193,8 @@ class _Run:
 
     def _make(self, todo: list[int]) -> float | None:
         """Makes shards; returns when the first engine was ready, in seconds since the epoch."""
-        graph = ShardGraph(self._job, self._output, self._model.path)
+        model, adapter = self._generator.model, self._generator.adapter
+        graph = ShardGraph(self._job, self._output, model.path, adapter)
         with self._shown_progress(graph):
             for shard in graph.run(todo):
                 entry = read_entry(self._output, shard)
@@ -186,8 +209,10 @@ class _Run:
         self._layout_at = time.monotonic()
         entries = dict(sorted(self._entries.items()))
         write_layout(self._output, entries)
-        model = self._model
+        model, adapter = self._generator.model, self._generator.adapter
         notes = {model.name: f"revision {model.revision}; licence: {model.licence}. {model.note}"}
+        if adapter is not None:
+            notes[adapter.name] = f"LoRA adapter of the generator, revision {adapter.revision}."
         write_card(self._output, self._job, entries, _versions(), notes)
 
     @contextmanager

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
-"""The Triton kernels of a step: one program per row, and no word from them to the 
+"""The Triton kernels of a step: one program per row, and no word from them to the
 
 `scan_rows` reads whole rows once. `draw_from_rows` reads again only the blocks of a row whose
 largest logit reaches the lower bound of the support, and they alone hold the candidates and every
@@ -80,6 +80,8 @@ def scan_rows(
     z_V = logits_RV + tl.load(row_K + k) * row_stride
     block_G = tl.arange(0, BLOCKS)
     lane_L = tl.arange(0, LANES)
+    id_GL = block_G[:, None] * LANES + lane_L[None, :]
+    top_B = top_KB + k * n_blocks
     # Of the blocks number g, g + G, …: largest maximum, the first with it, second largest maximum.
     best_G = tl.full((BLOCKS,), float("-inf"), tl.float32)
     place_G = tl.zeros((BLOCKS,), tl.int32)
@@ -93,63 +95,97 @@ def scan_rows(
         sum_GL = tl.zeros((BLOCKS, LANES), tl.float64)
         square_GL = tl.zeros((BLOCKS, LANES), tl.float64)
 
-    for first in tl.range(0, n_blocks, BLOCKS, num_stages=STAGES):
-        id_GL = (first + block_G)[:, None] * LANES + lane_L[None, :]
-        z_GL = tl.load(z_V + id_GL, mask=id_GL < width, other=float("-inf"))
-        is_number_GL = z_GL < float("inf")
-        z_GL = tl.where(is_number_GL, z_GL, float("-inf"))
+    # The last blocks are taken apart, so that the others need no mask.
+    begin_last = (n_blocks - 1) // BLOCKS * BLOCKS
+    for first in tl.range(0, begin_last, BLOCKS, num_stages=STAGES):
+        z_GL = tl.load(z_V + first * LANES + id_GL)
         top_G = tl.max(z_GL, axis=1)
-        tl.store(top_KB + k * n_blocks + first + block_G, top_G, first + block_G < n_blocks)
+        tl.store(top_B + first + block_G, top_G)
         if deviation_K is not None:
-            # Differences from one of the row's own logits: however far out that lies, its square
-            # is at most n times the variance, so float64 loses a few digits at worst.
-            pivot_G = tl.where(best_G == float("-inf"), tl.maximum(top_G, _LOWEST), pivot_G)
-            is_finite_GL = z_GL > float("-inf")
-            off_GL = z_GL.to(tl.float64) - pivot_G.to(tl.float64)[:, None]
-            off_GL = tl.where(is_finite_GL, off_GL, 0.0)
-            count_GL += is_finite_GL.to(tl.int32)
-            sum_GL += off_GL
-            square_GL += off_GL * off_GL
-        old_G = tl.maximum(best_G, _LOWEST)
-        place_G = tl.where(top_G > best_G, first, place_G)
-        second_G = tl.maximum(second_G, tl.minimum(best_G, top_G))
-        best_G = tl.maximum(best_G, top_G)
-        reference_G = tl.maximum(best_G, _LOWEST)
-        shift_G = tl.maximum(old_G - reference_G, _GONE)
-        scale_GL = tl.exp(shift_G)[:, None]
-        difference_GL = z_GL - reference_G[:, None]
-        power_GL = tl.where(is_number_GL, tl.exp(difference_GL), float("nan"))
-        moment_GL = scale_GL * (moment_GL + shift_G[:, None] * mass_GL)
-        moment_GL += power_GL * tl.maximum(difference_GL, _GONE)
-        mass_GL = scale_GL * mass_GL + power_GL
+            pivot_G = _pivot(pivot_G, best_G, top_G)
+            count_GL, sum_GL, square_GL = _add(z_GL, pivot_G, count_GL, sum_GL, square_GL)
+        mass_GL, moment_GL = _weigh(z_GL, best_G, top_G, mass_GL, moment_GL)
+        best_G, place_G, second_G = _rank(first, top_G, best_G, place_G, second_G)
+    id_GL += begin_last * LANES
+    z_GL = tl.load(z_V + id_GL, mask=id_GL < width, other=float("-inf"))
+    top_G = tl.max(z_GL, axis=1)
+    tl.store(top_B + begin_last + block_G, top_G, mask=begin_last + block_G < n_blocks)
+    if deviation_K is not None:
+        pivot_G = _pivot(pivot_G, best_G, top_G)
+        count_GL, sum_GL, square_GL = _add(z_GL, pivot_G, count_GL, sum_GL, square_GL)
+    mass_GL, moment_GL = _weigh(z_GL, best_G, top_G, mass_GL, moment_GL)
+    best_G, place_G, second_G = _rank(begin_last, top_G, best_G, place_G, second_G)
 
     peak = tl.max(best_G, axis=0)
-    first_block = tl.min(tl.where(best_G == peak, place_G + block_G, n_blocks), axis=0)
-    shift_G = tl.maximum(tl.maximum(best_G, _LOWEST) - tl.maximum(peak, _LOWEST), _GONE)
+    reference = tl.maximum(peak, _LOWEST)
+    shift_G = tl.maximum(tl.maximum(best_G, _LOWEST) - reference, _GONE)
     scale_G = tl.exp(shift_G)
     mass_G = tl.sum(mass_GL, axis=1)
     mass = tl.sum(scale_G * mass_G, axis=0)
     moment = tl.sum(scale_G * (tl.sum(moment_GL, axis=1) + shift_G * mass_G), axis=0)
+    # A nan or +inf has made the mass nan.
     is_sound = (mass == mass) & (peak > float("-inf"))
     mass = tl.where(is_sound, mass, 1.0)
     log_mass = tl.log(mass)
 
+    first_block = tl.min(tl.where(best_G == peak, place_G + block_G, n_blocks - 1), axis=0)
     id_L = first_block * LANES + lane_L
     z_L = tl.load(z_V + id_L, mask=id_L < width, other=float("-inf"))
-    z_L = tl.where(z_L < float("inf"), z_L, float("-inf"))
-    lane = tl.min(tl.where(z_L == peak, lane_L, LANES - 1), axis=0)
-    tl.store(argmax_K + k, (first_block * LANES + lane).to(tl.int64))
-    _store(peak_K + k, peak, is_sound)
-    _store(log_normalizer_K + k, tl.maximum(peak, _LOWEST) + log_mass, is_sound)
-    _store(entropy_K + k, tl.maximum(log_mass - moment / mass, 0.0), is_sound)
+    is_peak_L = (z_L == peak) & (id_L < width)
+    lane = tl.min(tl.where(is_peak_L, lane_L, LANES), axis=0) % LANES
     others_G = tl.where(block_G == first_block % BLOCKS, second_G, best_G)
     second = tl.max(tl.where(lane_L == lane, float("-inf"), z_L), axis=0)
     second = tl.maximum(second, tl.max(others_G, axis=0))
-    lead = 1.0 - tl.exp(second - tl.maximum(peak, _LOWEST))
-    _store(margin_K + k, lead / mass, is_sound)
+    tl.store(argmax_K + k, (first_block * LANES + lane).to(tl.int64))
+    _store(peak_K + k, peak, is_sound)
+    _store(log_normalizer_K + k, reference + log_mass, is_sound)
+    _store(entropy_K + k, tl.maximum(log_mass - moment / mass, 0.0), is_sound)
+    _store(margin_K + k, (1.0 - tl.exp(second - reference)) / mass, is_sound)
     if deviation_K is not None:
         deviation = _deviation(pivot_G, count_GL, sum_GL, square_GL)
         _store(deviation_K + k, deviation, is_sound)
+
+
+@triton.jit
+def _weigh(z_GL, best_G, top_G, mass_GL, moment_GL):
+    """Adds logits to the sums, which move to a new reference where a larger maximum has come."""
+    old_G = tl.maximum(best_G, _LOWEST)
+    new_G = tl.maximum(old_G, top_G)
+    shift_GL = tl.maximum(old_G - new_G, _GONE)[:, None]
+    scale_GL = tl.exp(shift_GL)
+    difference_GL = z_GL - new_G[:, None]
+    power_GL = tl.exp(difference_GL)
+    moment_GL = scale_GL * moment_GL + (scale_GL * shift_GL) * mass_GL
+    # Forbidden tokens: 0·(−inf) would be nan.
+    moment_GL += power_GL * tl.maximum(difference_GL, _GONE)
+    return scale_GL * mass_GL + power_GL, moment_GL
+
+
+@triton.jit
+def _rank(first, top_G, best_G, place_G, second_G):
+    """The largest maximum so far, the first blocks in hand when it came, and the second largest."""
+    place_G = tl.where(top_G > best_G, first, place_G)
+    second_G = tl.maximum(second_G, tl.minimum(best_G, top_G))
+    return tl.maximum(best_G, top_G), place_G, second_G
+
+
+@triton.jit
+def _pivot(pivot_G, best_G, top_G):
+    """One of the logits so far, or the least float32 before the first finite one.
+
+    However far out it lies, its squared distance from the mean is at most n variances, so that
+    float64 loses a few digits at worst.
+    """
+    return tl.where(best_G == float("-inf"), tl.maximum(top_G, _LOWEST), pivot_G)
+
+
+@triton.jit
+def _add(z_GL, pivot_G, count_GL, sum_GL, square_GL):
+    """Adds the finite logits to the sums of their distances from the pivot, and of the squares."""
+    is_finite_GL = z_GL > float("-inf")
+    pivot_GL = pivot_G[:, None]
+    off_GL = tl.where(is_finite_GL, z_GL, pivot_GL).to(tl.float64) - pivot_GL.to(tl.float64)
+    return count_GL + is_finite_GL.to(tl.int32), sum_GL + off_GL, square_GL + off_GL * off_GL
 
 
 @triton.jit
@@ -269,9 +305,9 @@ def draw_from_rows(
         xtc = tl.load(xtc_K + k)
         likely = tl.where(xtc > 0, log_normalizer + _log(xtc), float("inf"))
         wanted = tl.minimum(lower, likely)
-    # Statistics of nan: a row to be left alone. A comparison with nan is false.
+    # No block reaches nan. A peak of nan is a row that has no meaning.
     is_barred = tl.load(mask_NV + tl.load(guard_K + k) * mask_stride + argmax)
-    wanted = tl.where((peak == peak) & (is_barred == 0), wanted, float("inf"))
+    wanted = tl.where((peak == peak) & (is_barred == 0), wanted, float("nan"))
 
     block_B = block_KB + k * n_blocks
     n_found = _find_blocks(top_KB + k * n_blocks, block_B, n_blocks, wanted, PADDED)

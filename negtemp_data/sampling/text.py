@@ -63,9 +63,9 @@ class TextAutomata:
         self._texts = _Texts(tokens.texts[:vocab_size])
         self._starts: dict[TextTrigger, int] = {}
         self.next_XV = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
-        """State after a token; grows by the states of each new trigger."""
+        """State after a token. Replaced by a longer one when a trigger is new."""
         self.code_X = torch.zeros(0, dtype=torch.int8, device=device)
-        """`FireCode` of each state."""
+        """`FireCode` of each state; replaced likewise."""
         begins_V = torch.zeros(vocab_size, dtype=torch.bool)
         begins_V[: len(self._texts)] = torch.from_numpy(self._texts.begin_with(_SPACE_BYTES))
         begins_V[[i for i in tokens.special_ids if i < vocab_size]] = False
@@ -77,21 +77,21 @@ class TextAutomata:
         if trigger.after == "line":
             trigger = TextTrigger("literal", "\n")
         if trigger not in self._starts:
+            automaton = _automaton(trigger)
             self._starts[trigger] = len(self.code_X)
-            self._append(_automaton(trigger))
+            self._append(automaton)
         return self._starts[trigger]
 
     def _append(self, automaton: "_ByteAutomaton") -> None:
         """Adds the states of `automaton`, the start first.
 
-        A state over tokens is a state over bytes and whether the last token passed `hit`, of which
-        the next one doesn't depend. Only those are kept that some token leads to.
+        A state over tokens is a state over bytes and whether the last token passed `hit`; where a
+        token leads to does not depend on the latter. Only those are kept that some token leads to.
         """
         n_states, device = len(automaton.code_S), self.code_X.device
-        # A pair is numbered s, or S + s with a hit. A token without a text leads from s to s.
+        # Beyond the tokenizer a token leads from each state to itself.
         pair_SV = np.repeat(np.arange(n_states)[:, None], self.next_XV.shape[1], axis=1)
-        end_SN, is_hit_SN = self._texts.run(automaton)
-        pair_SV[:, : len(self._texts)] = end_SN + n_states * is_hit_SN
+        pair_SV[:, : len(self._texts)] = self._texts.run(automaton)
         is_kept = np.bincount(pair_SV.ravel(), minlength=2 * n_states) > 0
         is_kept[0] = True
         state_of_pair = np.cumsum(is_kept, dtype=np.int32) - 1 + len(self.code_X)
@@ -139,20 +139,19 @@ class _Texts:
             begins_N[self._order[having]] = np.isin(first, np.frombuffer(choices, dtype=np.uint8))
         return begins_N
 
-    def run(self, automaton: _ByteAutomaton) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
-        """State [S, N] after each token from each state, and whether it passed `hit` [S, N]."""
+    def run(self, automaton: _ByteAutomaton) -> NDArray[np.int64]:
+        """[S, N]: state s after each token from each state; S + s where it passed `hit`."""
         n_states = len(automaton.code_S)
-        shape = (n_states, len(self))
         state_SN = np.repeat(np.arange(n_states, dtype=np.int16)[:, None], len(self), axis=1)
-        is_hit_SN = np.zeros(shape, dtype=np.bool_)
+        is_hit_SN = np.zeros(state_SN.shape, dtype=np.bool_)
         for index, n_tokens in enumerate(self._n_longer):
             byte = self._bytes[self._begin[:n_tokens] + index]
             state_SN[:, :n_tokens] = automaton.next_SB[state_SN[:, :n_tokens], byte]
             if automaton.hit is not None:
                 is_hit_SN[:, :n_tokens] |= state_SN[:, :n_tokens] == automaton.hit
-        end_SN, passed_SN = np.empty(shape, dtype=np.int16), np.empty(shape, dtype=np.bool_)
-        end_SN[:, self._order], passed_SN[:, self._order] = state_SN, is_hit_SN
-        return end_SN, passed_SN
+        pair_SN = np.empty(state_SN.shape, dtype=np.int64)
+        pair_SN[:, self._order] = state_SN + n_states * is_hit_SN
+        return pair_SN
 
 
 def _automaton(trigger: TextTrigger) -> _ByteAutomaton:

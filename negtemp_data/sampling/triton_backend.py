@@ -17,9 +17,10 @@ from negtemp_data.sampling.draw import Draw, DrawRequest
 from negtemp_data.sampling.stats import Needs, Readings, RowStats
 from negtemp_data.sampling.supports import top_k_bound, top_p_bound
 
-_SCAN = {"BLOCKS": 16, "STAGES": 4, "num_warps": 8, "enable_fp_fusion": False}
+# Statistics need not round as on the host; scores and bounds should, so that ties fall alike.
+_SCAN = {"BLOCKS": 16, "STAGES": 4, "num_warps": 8, "enable_fp_fusion": True}
 _DRAW = {"BLOCKS": 16, "num_warps": 8, "enable_fp_fusion": False}
-_WRITE = {"SIZE": 8192, "num_warps": 8}
+_WRITE = {"SIZE": 8192, "num_warps": 8, "enable_fp_fusion": False}
 
 _SORTED_ROWS = 64
 """Rows sorted at a time: a copy of a logit and its place, mass and so on take 40 bytes."""
@@ -46,7 +47,11 @@ class TritonBackend:
     def read(self, logits_RV: Tensor, row_K: Tensor, needs: Needs) -> Readings:
         """See `Backend`."""
         scan = _scan(logits_RV, row_K)
-        return Readings(scan.stats.argmax_K, scan.stats.entropy_K, scan.margin_K)
+        return Readings(
+            argmax_K=scan.stats.argmax_K if needs & Needs.ARGMAX else None,
+            entropy_K=scan.stats.entropy_K if needs & (Needs.ENTROPY | Needs.MARGIN) else None,
+            margin_K=scan.margin_K if needs & Needs.MARGIN else None,
+        )
 
     def draw(self, logits_RV: Tensor, request: DrawRequest) -> Draw:
         """See `Backend`."""

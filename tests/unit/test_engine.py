@@ -1,6 +1,5 @@
 """What the engine's package does without an engine: names, schedules, prompts, tokens."""
 
-import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,20 +11,10 @@ from tokenizers.models import BPE
 
 from negtemp_data.engine.arguments import OURS, check_engine_arguments, machine_defaults
 from negtemp_data.engine.catalogue import CATALOGUE, is_known, measure_model, resolve_model
-from negtemp_data.engine.compile import compile_schedule
 from negtemp_data.engine.pieces import token_pieces
-from negtemp_data.engine.tokens import PromptEncoder, token_table
+from negtemp_data.engine.tokens import PromptEncoder
 from negtemp_data.errors import JobError, ModelError, PromptError
-from negtemp_data.jobspec import ScheduleConfig
 from negtemp_data.prompts import Message, Prompt
-from negtemp_data.sampling import (
-    BernoulliTrigger,
-    PeriodicTrigger,
-    Rule,
-    Schedule,
-    Support,
-    Vocabulary,
-)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -196,12 +185,6 @@ def test_the_callers_tokenizer_is_left_as_it_was(tokenizer: Any) -> None:
     assert len(special_ids(tokenizer, before)) == 3
 
 
-def test_the_token_table_has_every_token_and_all_special_ids(tokenizer: Any) -> None:
-    table = token_table(tokenizer)
-    assert len(table.tokens) == len(tokenizer)
-    assert {table.tokens[i] for i in table.special_ids} == {"<|im_start|>", "<|im_end|>", "<|pad|>"}
-
-
 @pytest.mark.parametrize("text", ["Hello", "Grüße, 世界 🙂!", "<|im_end|>a", "", "🙂"])
 def test_token_pieces_join_to_the_text_and_a_character_comes_whole(
     tokenizer: Any, tmp_path: Path, text: str
@@ -217,47 +200,6 @@ def test_token_pieces_join_to_the_text_and_a_character_comes_whole(
 def test_tokens_can_not_be_shown_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
         token_pieces(str(tmp_path), [1])
-
-
-def test_rules_are_compiled_field_by_field() -> None:
-    config = ScheduleConfig.model_validate_json(
-        """{"inject": [
-            {"when": {"every": 24, "jitter": 4, "start": 8, "stop": 90, "cooldown": 2, "burst": 3,
-                      "max": 7},
-             "temperature": -1.5,
-             "support": {"min_p": 0.1, "top_p": 0.9, "top_k": 5, "top_n_sigma": 2.0,
-                         "epsilon": 0.01},
-             "vocabulary": {"include": ["word_start"], "exclude": ["special"]},
-             "defer": 1},
-            {"when": {"rate": 0.25}, "temperature": "-inf", "support": "all", "vocabulary": {}}
-        ]}"""
-    )
-    assert compile_schedule(config) == Schedule(
-        (
-            Rule(
-                PeriodicTrigger(every=24, jitter=4),
-                temperature=-1.5,
-                support=Support(min_p=0.1, top_p=0.9, top_k=5, top_n_sigma=2.0, epsilon=0.01),
-                vocabulary=Vocabulary(include=("word_start",), exclude=("special",)),
-                start=8,
-                stop=90,
-                cooldown=2,
-                burst=3,
-                max_injections=7,
-                defer=1,
-            ),
-            Rule(BernoulliTrigger(0.25), -math.inf, Support(), Vocabulary()),
-        )
-    )
-
-
-def test_defaults_of_a_rule_keep_special_tokens_out() -> None:
-    config = ScheduleConfig.model_validate(
-        {"inject": [{"when": {"every": 4}, "temperature": -1.0}]}
-    )
-    (rule,) = compile_schedule(config).rules
-    assert rule.support == Support(min_p=0.05)
-    assert rule.vocabulary == Vocabulary(exclude=("special",))
 
 
 @pytest.mark.parametrize("name", sorted(OURS))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-import reference_sampler as reference
+import reference_noise as reference
 from negtemp_data.sampling import gumbel, philox
 from negtemp_data.sampling.philox import Stream
 

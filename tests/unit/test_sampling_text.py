@@ -68,7 +68,7 @@ def fires_by_table(automata: TextAutomata, state: int, is_space_next: bool) -> b
 @example(["…".encode()[:2], "…".encode()[2:], b"."], 3, [SENTENCE], [2, 0, 1, 2, 0])
 @example([b".", b"\xe2", b" "], 3, [SENTENCE, WORD], [0, 1, 0, 2, 1])
 @example(["。".encode(), "」".encode(), b"."], 3, [SENTENCE], [0, 1, 2, 1])
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=200, derandomize=True, deadline=None)
 def test_a_trigger_fires_where_the_text_says_so(
     vocabulary: list[bytes], width: int, asked: list[TextTrigger], sequence: list[int]
 ) -> None:
@@ -88,7 +88,7 @@ def test_a_trigger_fires_where_the_text_says_so(
 
 
 @given(trigger=triggers, vocabulary=vocabularies)
-@settings(max_examples=50, derandomize=True)
+@settings(max_examples=50, derandomize=True, deadline=None)
 def test_every_state_leads_to_a_state_of_its_own_trigger(
     trigger: TextTrigger, vocabulary: list[bytes]
 ) -> None:
@@ -153,6 +153,18 @@ def test_a_sentence_is_over_before_a_space(text: str, is_over: bool) -> None:
     assert automata.code_X[state] == expected
 
 
+def test_a_word_is_over_after_any_character_but_whitespace() -> None:
+    chars = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    spaces = [char for char in chars if char.isspace()]
+    others = ["a", ".", "é", "\u200b", "\u3001", "\ufeff", "世", "🙂", chars[-1]]
+    spelled = [char.encode() for char in [*spaces, *others]]
+    automata = TextAutomata(TokenTable(spelled, frozenset()), len(spelled), CPU)
+    start = automata.register(WORD)
+    codes = automata.code_X[automata.next_XV[start]].tolist()
+    assert codes[: len(spaces)] == [FireCode.NEVER] * len(spaces)
+    assert codes[len(spaces) :] == [FireCode.BEFORE_SPACE] * len(others)
+
+
 def test_a_token_may_complete_a_literal_and_begin_it_anew() -> None:
     automata = TextAutomata(TokenTable([b"xaba", b"ba", b"b"], frozenset()), 3, CPU)
     state = automata.register(TextTrigger("literal", "aba"))
@@ -182,6 +194,7 @@ def test_a_control_token_counts_as_it_is_spelled() -> None:
 
 def test_a_literal_that_is_no_text_is_refused() -> None:
     automata = TextAutomata(TokenTable([b"a"], frozenset()), 1, CPU)
-    with pytest.raises(ValueError, match="surrogates not allowed"):
-        automata.register(TextTrigger("literal", "\ud800"))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="surrogates not allowed"):
+            automata.register(TextTrigger("literal", "\ud800"))
     assert len(automata.code_X) == 0

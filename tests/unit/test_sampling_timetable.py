@@ -5,19 +5,30 @@ Every alpha is 1e-6, and seeds are fixed, so a test that passes once passes alwa
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-import reference_sampler as reference
-from negtemp_data.sampling import BernoulliTrigger, PeriodicTrigger, Rule, fires
-from negtemp_data.sampling.timetable import Timetable
+from negtemp_data.sampling import (
+    BernoulliTrigger,
+    PeriodicTrigger,
+    PositionTrigger,
+    Rule,
+    Schedule,
+    fires,
+)
+from reference_triggers import fires_at
+from sampling_cases import IMPLEMENTATIONS, TOKENS, WIDTH, no_text
 
 ALPHA = 1e-6
 
 triggers = st.integers(1, 40).flatmap(
     lambda every: st.builds(PeriodicTrigger, st.just(every), st.integers(0, every - 1))
 ) | st.builds(BernoulliTrigger, st.floats(0.01, 1.0))
+triggers |= st.builds(
+    PositionTrigger, st.lists(st.integers(0, 2**20) | st.integers(0, 120), max_size=9).map(tuple)
+)
 rules = st.builds(
     Rule,
     trigger=triggers,
@@ -40,7 +51,7 @@ def firing_positions(rule, seed=0, index=0, end=10_000):
 )
 def test_firings_equal_the_reference(rule, seed, index, begin):
     for positions in (np.arange(100), np.arange(begin, begin + 50)):
-        expected = [reference.fires_at(seed, rule, index, int(n)) for n in positions]
+        expected = [fires_at(seed, rule, index, int(n)) for n in positions]
         assert fires(seed, rule, index, positions).tolist() == expected
 
 
@@ -86,7 +97,16 @@ def test_a_rate_of_one_fires_always_and_of_zero_never():
     assert not fires(14, Rule(BernoulliTrigger(0.0), -1.0), 0, np.arange(2000)).any()
 
 
-@pytest.mark.parametrize("trigger", [PeriodicTrigger(3, 1), BernoulliTrigger(0.9)])
+def test_positions_fire_where_they_say_in_any_order_and_once():
+    rule = Rule(PositionTrigger((7, 0, 7, 300)), -1.0)
+    assert firing_positions(rule) == [0, 7, 300]
+    assert firing_positions(Rule(PositionTrigger(()), -1.0)) == []
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    [PeriodicTrigger(3, 1), BernoulliTrigger(0.9), PositionTrigger(tuple(range(0, 100, 2)))],
+)
 def test_nothing_fires_before_start_or_from_stop_on(trigger):
     positions = firing_positions(Rule(trigger, -1.0, start=20, stop=50))
     assert 20 <= min(positions) <= max(positions) < 50
@@ -103,25 +123,20 @@ def test_seed_and_rule_index_each_change_the_firings(trigger):
     assert len(variants) == 4
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(deadline=None, max_examples=30, derandomize=True)
 @given(rule=rules, seed=st.integers(0, 2**63 - 1), begin=st.sampled_from([0, 200, 255, 256, 1000]))
-def test_a_row_sleeps_only_through_positions_outside_every_window(rule, seed, begin):
-    timetable = Timetable()
-    timetable.open(0, seed, (rule,))
-    slots, looked_at = np.array([0]), set()
-    position = begin
-    while position < begin + 600:
+def test_a_row_sleeps_only_through_positions_without_a_firing(rule, seed, begin):
+    # All logits are equal, so a firing injects at once.
+    sampler = IMPLEMENTATIONS["host"].sampler(TOKENS, WIDTH)
+    slots = np.array([sampler.open("a", Schedule((rule,)), seed)])
+    position, end, n_calls = begin, begin + 400, 0
+    while position < end:
+        n_calls += 1
+        logits = torch.zeros(1, WIDTH)
         here = np.array([position])
-        for _ in timetable.due(slots, here):
-            is_open, hits = timetable.look(0, position)
-            assert (hits == [0]) == bool(fires(seed, rule, 0, here)[0])
-            if is_open:
-                looked_at.add(position)
-        position += 1 + timetable.steps_to_sleep(slots, here)
-    firings = begin + np.flatnonzero(fires(seed, rule, 0, np.arange(begin, begin + 600)))
-    windows = {
-        position
-        for firing in firings
-        for position in range(firing, min(firing + rule.longest_wait + 1, begin + 600))
-    }
-    assert windows <= looked_at
+        position += 1 + sampler.step(logits, np.zeros(1, int), slots, here, no_text)
+    injected = [each.position for each in sampler.take(["a"])["a"].injections]
+    expected = begin + np.flatnonzero(fires(seed, rule, 0, np.arange(begin, end)))
+    assert injected == expected.tolist()
+    # One call for each firing, and one for each block of positions worked out together.
+    assert n_calls <= 2 * len(injected) + 5

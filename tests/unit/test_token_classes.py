@@ -182,15 +182,14 @@ def is_english(text: str) -> bool:
     )
 
 
-ENGLISH_PIECES = ["the", "ing", "tion", "Wat", "er", "colo", "THE", "xq", "qzx", "zzz", "strugg"]
-ENGLISH_PIECES += ["emeteri", "ae", " ", "'", "7", "_", ".", "é", "\n", "-"]
+ENGLISH_PIECES = ["the", "ing", "ffy", "Wat", "colo", "xq", "qzx", "emeteri", " ", "'", "7", "é"]
 
 
 def test_english_is_what_can_stand_in_an_english_text() -> None:
     texts = {"".join(pieces) for pieces in product(ENGLISH_PIECES, repeat=3)}
     table = texts_only(sorted(texts))
     expected = {text.decode() for text in table.texts if is_english(text.decode(errors="replace"))}
-    assert 100 < len(expected & texts) < len(texts) - 100
+    assert 100 < len(texts & expected) < len(texts) - 100
     assert members(table, "english") == expected - {"<unk>", "<s>", "</s>"}
 
 
@@ -321,7 +320,11 @@ def test_untied_a_short_input_embedding_tells_an_undertrained_token(
 ) -> None:
     matrix = embeddings(410)
     matrix[[5, 300, 301, 391]] *= 0.01
-    others = {"lm_head.weight": embeddings(410, 1), "model.layers.0.mlp.weight": embeddings(500)}
+    others = {
+        "lm_head.weight": embeddings(410, 1),
+        "model.layers.9.embed_tokens.weight": matrix * 2,
+    }
+    others["model.layers.9.embed_tokens.weight"][5] = 9
     folder = write_model(
         tmp_path / "m",
         config,
@@ -397,9 +400,14 @@ def test_tokens_without_a_row_are_not_told_of(tmp_path: Path) -> None:
     assert undertrained_ids(folder, TEXTS, SPECIAL, USED) == lowest([math.hypot(*r) for r in rows])
 
 
-def test_tied_without_a_token_known_to_be_unused_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alike", [[], [391, 392], [1, 2, 3, 390]])
+def test_tied_without_a_token_known_to_be_unused_is_refused(
+    tmp_path: Path, alike: list[int]
+) -> None:
+    matrix = embeddings(402)
+    matrix[alike] = embeddings(1, 3)
     folder = write_model(
-        tmp_path / "m", {}, {"model.safetensors": {"model.embed_tokens.weight": embeddings(405)}}
+        tmp_path / "m", {}, {"model.safetensors": {"model.embed_tokens.weight": matrix}}
     )
     with pytest.raises(ValueError, match="none of its tokens is known to be unused"):
         undertrained_ids(folder, [b" w%d" % i for i in range(400)], SPECIAL, USED)

@@ -1,0 +1,437 @@
+"""The Triton kernels against the host's arithmetic: integers equal, floats within rounding.
+
+Not collected by itself. `test_sampling_kernels.py` runs it in a process of its own, either with
+TRITON_INTERPRET=1, where numpy stands in for the GPU, or on a GPU.
+
+Where float32 may find another support than float64, a row says nothing and is left out; the
+reference names those rows.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+import reference_supports as reference
+from negtemp_data.sampling import (
+    BernoulliTrigger,
+    EntropyTrigger,
+    MarginTrigger,
+    PeriodicTrigger,
+    Piece,
+    PositionTrigger,
+    Rule,
+    Schedule,
+    Siblings,
+    Support,
+    TextTrigger,
+    Vocabulary,
+)
+from negtemp_data.sampling import gumbel as host_gumbel
+from negtemp_data.sampling import philox as host_philox
+from negtemp_data.sampling.backend import HostBackend
+from negtemp_data.sampling.draw import Draw, DrawRequest
+from negtemp_data.sampling.kernels import gumbel, philox
+from negtemp_data.sampling.philox import Stream
+from negtemp_data.sampling.rules import float32_temperature, limit_columns, uses_of
+from negtemp_data.sampling.stats import Needs
+from negtemp_data.sampling.supports import Limits
+from negtemp_data.sampling.triton_backend import TritonBackend
+from sampling_cases import SUPPORTS, TEMPERATURES, TOKENS, Implementation, is_same_bits
+
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
+
+# numpy, where it stands in for the GPU, warns of what happens in lanes that are masked.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+SOUND = ["flat", "peaked", "ties", "masked", "equal", "single", "huge", "tiny", "offset", "bf16"]
+BROKEN = ["nan", "all nan", "infinite", "forbidden"]
+
+ALL, HALF, NONE = range(3)
+"""Vocabularies: everything, a random half, nothing. As guards: everything, a half, nothing."""
+
+
+def row_of_kind(kind: str, width: int, generator: np.random.Generator) -> np.ndarray:
+    """One float32 row."""
+    normal = generator.normal(size=width)
+    one = generator.integers(width)
+    row = {
+        "flat": normal,
+        "peaked": normal * 8,
+        "ties": generator.integers(-2, 3, width),
+        "masked": np.where((generator.random(width) < 0.5) | (np.arange(width) == one), normal * 3, -np.inf),
+        "equal": np.full(width, normal[0]),
+        "single": np.where(np.arange(width) == one, normal, -np.inf),
+        "huge": generator.choice([-1e30, 0.0, 1e29, 1e30], width),
+        "tiny": normal * 1e-30,
+        "offset": normal + 90,
+        "bf16": torch.from_numpy(normal * 5).to(torch.bfloat16).to(torch.float64).numpy(),
+        "nan": np.where(np.arange(width) == one, np.nan, normal),
+        "all nan": np.full(width, np.nan),
+        "infinite": np.where(np.arange(width) == one, np.inf, normal),
+        "forbidden": np.full(width, -np.inf),
+    }[kind]  # fmt: skip
+    return row.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is drawn from one row."""
+
+    kind: str
+    temperature: float
+    support: Support = Support()
+    vocabulary: int = ALL
+    guard: int = NONE
+    order: int = 0
+
+
+def masks(width: int, generator: np.random.Generator) -> torch.Tensor:
+    """The vocabularies."""
+    half = generator.random(width) < 0.5
+    return torch.from_numpy(np.stack([np.ones(width, bool), half, np.zeros(width, bool)]))
+
+
+def request_of(
+    cases: Sequence[Case],
+    rows: Sequence[int],
+    mask: torch.Tensor,
+    generator: np.random.Generator,
+    *,
+    is_distinct: bool = False,
+) -> DrawRequest:
+    """Draws from `rows`, each like the case of its number."""
+    chosen = [cases[row] for row in rows]
+    n_rows = len(chosen)
+    supports = [case.support for case in chosen]
+    host = torch.device("cpu")
+
+    def ints(values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64)
+
+    return DrawRequest(
+        row_K=ints(rows),
+        mask_NV=mask,
+        vocabulary_K=ints([case.vocabulary for case in chosen]),
+        guard_K=ints([case.guard for case in chosen]),
+        limits=limit_columns(supports, host),
+        uses=uses_of(supports),
+        temperature_K=torch.tensor([float32_temperature(case.temperature) for case in chosen]),
+        seed_K=torch.from_numpy(generator.integers(0, 2**63, n_rows)),
+        position_K=torch.from_numpy(generator.integers(0, 2**20, n_rows)),
+        rule_K=torch.from_numpy(generator.integers(0, 6, n_rows)),
+        order_K=ints([case.order for case in chosen]) if is_distinct else None,
+    )
+
+
+def on_device(request: DrawRequest) -> DrawRequest:
+    """The request where the kernels run."""
+
+    def move(value: object) -> object:
+        if isinstance(value, Limits):
+            return Limits(*map(move, value))
+        return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+
+    return DrawRequest(*map(move, request))
+
+
+def draw_both(logits: np.ndarray, request: DrawRequest) -> tuple[Draw, Draw]:
+    """What the kernels draw, on the host, and what the host does; nothing is written."""
+    z_RV = torch.from_numpy(logits.copy())
+    on_gpu = z_RV.to(DEVICE)
+    ours = Draw(*(column.cpu() for column in TritonBackend().draw(on_gpu, on_device(request))))
+    assert is_same_bits(on_gpu.cpu().numpy(), logits)
+    return ours, HostBackend().draw(z_RV, request)
+
+
+def is_certain(logits: np.ndarray, case: Case, mask: torch.Tensor) -> bool:
+    """Whether no token lies within float32's rounding of a limit."""
+    allowed = set(mask[case.vocabulary].nonzero().squeeze(1).tolist())
+    found = reference.candidates(logits.tolist(), case.support).within(allowed)
+    return len(found.possible) == 1
+
+
+def assert_same_draws(
+    logits: np.ndarray, cases: Sequence[Case], request: DrawRequest, *, at_least: float = 0.8
+) -> None:
+    """Whether both draw the same wherever the support is certain, which most rows must be."""
+    ours, theirs = draw_both(logits, request)
+    rows = request.row_K.tolist()
+    n_compared = 0
+    for k, row in enumerate(rows):
+        case = cases[row]
+        if not is_certain(logits[row], case, request.mask_NV):
+            continue
+        n_compared += 1
+        assert ours.support_size_K[k] == theirs.support_size_K[k], case
+        assert 0 <= ours.token_id_K[k] < logits.shape[1]
+        assert 0 <= ours.displaced_id_K[k] < logits.shape[1]
+        if case.kind in BROKEN:
+            assert ours.support_size_K[k] == 0
+        elif ours.support_size_K[k] > 0:
+            assert ours.token_id_K[k] == theirs.token_id_K[k], case
+            assert ours.displaced_id_K[k] == theirs.displaced_id_K[k], case
+            assert ours.rank_K[k] == theirs.rank_K[k], case
+            assert is_close(ours.logprob_K[k], theirs.logprob_K[k]), case
+            assert is_close(ours.entropy_K[k], theirs.entropy_K[k]), case
+    assert n_compared >= at_least * len(rows)
+
+
+def is_close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    return math.isclose(float(ours), float(theirs), rel_tol=1e-6, abs_tol=1e-4)
+
+
+# --- random numbers
+
+
+@triton.jit
+def noise_kernel(seed_N, token_N, position, rule, word_N, gumbel_N, SIZE: tl.constexpr):
+    n = tl.program_id(0)
+    id_L = n * SIZE + tl.arange(0, SIZE)
+    word = philox(
+        tl.load(seed_N + n), tl.load(token_N + id_L), tl.load(position + n), tl.load(rule + n)
+    )
+    tl.store(word_N + id_L, word.to(tl.int64))
+    tl.store(gumbel_N + id_L, gumbel(word))
+
+
+def test_words_are_bit_identical_and_gumbel_numbers_equal_within_rounding():
+    generator = np.random.default_rng(1)
+    n_keys, size = 24, 128
+    seed = generator.integers(0, 2**63, n_keys)
+    seed[:4] = 0, 2**32 - 1, 2**32, 2**63 - 1
+    position = generator.integers(0, 2**32, n_keys)
+    position[:3] = 0, 2**31, 2**32 - 1
+    rule = generator.integers(0, 64, n_keys)
+    token = generator.integers(0, 2**18, (n_keys, size)).astype(np.int32)
+    token[:, 0] = 0
+    inputs = [torch.from_numpy(array).to(DEVICE) for array in (seed, token, position, rule)]
+    word = torch.empty(n_keys, size, dtype=torch.int64, device=DEVICE)
+    noise = torch.empty(n_keys, size, device=DEVICE)
+    noise_kernel[(n_keys,)](*inputs, word, noise, SIZE=size, enable_fp_fusion=False)
+    column = [torch.from_numpy(array)[:, None] for array in (seed, position, rule)]
+    expected = host_philox(
+        column[0], torch.from_numpy(token.astype(np.int64)), column[1], column[2], Stream.DRAW
+    )
+    assert torch.equal(word.cpu(), expected)
+    assert torch.allclose(noise.cpu(), host_gumbel(expected), rtol=1e-6, atol=1e-6)
+
+
+@triton.jit
+def gumbel_kernel(word_N, gumbel_N, SIZE: tl.constexpr):
+    id_L = tl.arange(0, SIZE)
+    tl.store(gumbel_N + id_L, gumbel(tl.load(word_N + id_L).to(tl.uint32)))
+
+
+def test_gumbel_numbers_equal_the_host_s_at_both_ends():
+    powers = [2**bits + step for bits in range(1, 32) for step in (-1, 0, 1)]
+    words = torch.tensor([0, 2**32 - 1, 2**32 - 128, 2**32 - 129, 2**32 - 2**20, *powers])
+    words = torch.nn.functional.pad(words, (0, 128 - len(words)))
+    noise = torch.empty(128, device=DEVICE)
+    gumbel_kernel[(1,)](words.to(DEVICE), noise, SIZE=128, enable_fp_fusion=False)
+    assert noise.isfinite().all()
+    assert torch.allclose(noise.cpu(), host_gumbel(words), rtol=1e-6, atol=1e-6)
+
+
+# --- statistics
+
+
+@pytest.mark.parametrize("width", [1, 7, 40, 2048, 4099])
+def test_statistics_equal_the_host_s_for_rows_of_every_kind(width):
+    generator = np.random.default_rng(width)
+    logits = np.stack([row_of_kind(kind, width, generator) for kind in SOUND])
+    needs = Needs.ARGMAX | Needs.ENTROPY | Needs.MARGIN
+    rows = torch.tensor([*range(len(SOUND)), 0, 3])
+    z_RV = torch.from_numpy(logits)
+    kernels, host = TritonBackend(), HostBackend()
+    ours = kernels.read(z_RV.to(DEVICE), rows.to(DEVICE), needs)
+    theirs = host.read(z_RV, rows, needs)
+    assert torch.equal(ours.argmax_K.cpu(), theirs.argmax_K)
+    assert torch.allclose(ours.entropy_K.cpu(), theirs.entropy_K, rtol=1e-6, atol=1e-4)
+    assert torch.allclose(ours.margin_K.cpu(), theirs.margin_K, rtol=1e-6, atol=1e-5)
+    stats, expected = kernels.stats(z_RV.to(DEVICE)), host.stats(z_RV)
+    assert torch.equal(stats.peak_K.cpu(), expected.peak_K)
+    assert torch.equal(stats.argmax_K.cpu(), expected.argmax_K)
+    assert torch.allclose(
+        stats.log_normalizer_K.cpu(), expected.log_normalizer_K, rtol=1e-6, atol=1e-4
+    )
+
+
+def test_ties_of_the_peak_have_no_margin_and_the_lowest_id_wherever_they_lie():
+    # In one block, in blocks of one tile, and in tiles apart.
+    places = [(3, 5), (127, 128), (100, 2000), (2047, 2048), (5, 4098), (4097, 4098)]
+    logits = np.zeros((len(places), 4099), dtype=np.float32)
+    for row, place in zip(logits, places, strict=True):
+        row[list(place)] = 2.0
+    rows = torch.arange(len(places), device=DEVICE)
+    z_RV = torch.from_numpy(logits).to(DEVICE)
+    read = TritonBackend().read(z_RV, rows, Needs.ARGMAX | Needs.MARGIN)
+    assert read.argmax_K.tolist() == [first for first, _ in places]
+    assert read.margin_K.tolist() == [0.0] * len(places)
+
+
+def test_rows_without_a_meaning_have_statistics_of_nan_and_an_argmax_in_range():
+    generator = np.random.default_rng(2)
+    logits = np.stack([row_of_kind(kind, 9, generator) for kind in BROKEN])
+    stats = TritonBackend().stats(torch.from_numpy(logits).to(DEVICE))
+    assert ((stats.argmax_K >= 0) & (stats.argmax_K < 9)).all()
+    for column in (stats.peak_K, stats.log_normalizer_K, stats.entropy_K):
+        assert column.isnan().all()
+
+
+# --- draws
+
+cases_of_any_kind = st.builds(
+    Case,
+    kind=st.sampled_from([*SOUND, *BROKEN]),
+    temperature=st.sampled_from(TEMPERATURES),
+    support=st.sampled_from(SUPPORTS),
+    vocabulary=st.sampled_from([ALL, ALL, HALF]),
+    guard=st.sampled_from([NONE, NONE, HALF]),
+    order=st.integers(0, 5),
+)
+
+
+# Shrinking would take minutes in the interpreter, and the cases name themselves.
+@settings(deadline=None, max_examples=20, derandomize=True, phases=[Phase.generate])
+@given(
+    cases=st.lists(cases_of_any_kind, min_size=1, max_size=4),
+    width=st.sampled_from([1, 7, 40, 129]),
+    entropy=st.integers(0, 2**32),
+    is_distinct=st.booleans(),
+)
+def test_draws_equal_the_host_s_for_any_batch(cases, width, entropy, is_distinct):
+    generator = np.random.default_rng(entropy)
+    logits = np.stack([row_of_kind(case.kind, width, generator) for case in cases])
+    # Some rows twice, others not at all.
+    rows = generator.integers(0, len(cases), len(cases)).tolist()
+    mask = masks(width, generator)
+    request = request_of(cases, rows, mask, generator, is_distinct=is_distinct)
+    assert_same_draws(logits, cases, request, at_least=0.0)
+
+
+@pytest.mark.parametrize("support", SUPPORTS, ids=str)
+def test_draws_equal_the_host_s_under_each_support(support):
+    generator = np.random.default_rng(3)
+    kinds = ["flat", "peaked", "ties", "masked", "equal", "single", "tiny", "bf16"]
+    cases = [
+        Case(kind, temperature, support)
+        for kind, temperature in zip(kinds, [-1.0, 0.5, -0.1, -math.inf] * 2, strict=True)
+    ]
+    logits = np.stack([row_of_kind(case.kind, 40, generator) for case in cases])
+    request = request_of(cases, range(len(cases)), masks(40, generator), generator)
+    assert_same_draws(logits, cases, request)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ties", "huge"])
+def test_draws_equal_the_host_s_at_each_temperature(kind):
+    generator = np.random.default_rng(4)
+    cases = [Case(kind, temperature, vocabulary=HALF) for temperature in TEMPERATURES]
+    logits = np.stack([row_of_kind(kind, 40, generator) for _ in cases])
+    request = request_of(cases, range(len(cases)), masks(40, generator), generator)
+    assert_same_draws(logits, cases, request)
+
+
+@pytest.mark.parametrize("width", [2048, 2049, 6000])
+def test_draws_equal_the_host_s_from_rows_of_several_tiles(width):
+    generator = np.random.default_rng(width)
+    cases = [
+        Case("flat", -1.0, Support(epsilon=1e-4), HALF),
+        Case("flat", -math.inf, Support(top_n_sigma=6.0)),
+        Case("peaked", 2.0, Support(min_p=1e-9)),
+        Case("bf16", -0.5, Support(xtc=0.02)),
+        Case("ties", 1.0),
+    ]
+    logits = np.stack([row_of_kind(case.kind, width, generator) for case in cases])
+    request = request_of(cases, range(len(cases)), masks(width, generator), generator)
+    assert_same_draws(logits, cases, request, at_least=0.6)
+    sizes = draw_both(logits, request)[0].support_size_K
+    # Candidates in more blocks than are in hand at a time.
+    assert sizes.max() == width
+
+
+def test_siblings_take_every_candidate_once_and_begin_again():
+    generator = np.random.default_rng(5)
+    logits = row_of_kind("flat", 40, generator)[None]
+    cases = [Case("flat", -1.0, Support(top_k=5), order=order) for order in range(12)]
+    request = request_of(cases, range(12), masks(40, generator), generator, is_distinct=True)
+    shared = torch.full((12,), 77)
+    request = request._replace(
+        row_K=torch.zeros_like(shared), seed_K=shared, position_K=shared, rule_K=shared
+    )
+    ours, theirs = draw_both(logits, request)
+    assert ours.token_id_K.tolist() == theirs.token_id_K.tolist()
+    assert len(set(ours.token_id_K[:5].tolist())) == 5
+    assert ours.token_id_K[5:10].tolist() == ours.token_id_K[:5].tolist()
+
+
+def test_ties_in_the_score_go_to_the_lowest_id_and_siblings_take_them_in_order():
+    logits = np.zeros((1, 300), dtype=np.float32)
+    logits[0, [5, 140, 290]] = 2.0
+    generator = np.random.default_rng(6)
+    cases = [Case("ties", 0.0, order=order) for order in range(5)]
+    request = request_of(cases, range(5), masks(300, generator), generator, is_distinct=True)
+    ours, theirs = draw_both(logits, request._replace(row_K=torch.zeros(5, dtype=torch.int64)))
+    assert ours.token_id_K.tolist() == theirs.token_id_K.tolist() == [5, 140, 290, 0, 1]
+
+
+def test_a_guarded_row_has_no_candidate():
+    generator = np.random.default_rng(7)
+    cases = [Case("flat", -1.0, guard=ALL), Case("flat", -1.0)]
+    logits = np.stack([row_of_kind("flat", 40, generator)] * 2)
+    request = request_of(cases, range(2), masks(40, generator), generator)
+    assert draw_both(logits, request)[0].support_size_K.tolist() == [0, 40]
+
+
+def test_rows_that_lie_apart_are_read_where_they_are():
+    generator = np.random.default_rng(8)
+    cases = [Case("flat", -1.0, Support(min_p=0.1)), Case("peaked", -1.0, Support(min_p=1e-3))]
+    logits = np.stack([row_of_kind(case.kind, 40, generator) for case in cases])
+    request = request_of(cases, range(2), masks(40, generator), generator)
+    wide = torch.full((2, 64), 99.0, device=DEVICE)
+    wide[:, :40] = torch.from_numpy(logits)
+    apart = TritonBackend().draw(wide[:, :40], on_device(request))
+    ours, _ = draw_both(logits, request)
+    assert apart.token_id_K.tolist() == ours.token_id_K.tolist()
+    assert apart.support_size_K.tolist() == ours.support_size_K.tolist()
+
+
+def test_no_rows_are_no_error():
+    generator = np.random.default_rng(9)
+    none = torch.zeros(0, dtype=torch.int64)
+    request = request_of([Case("flat", -1.0)], [0], masks(40, generator), generator)
+    logits = torch.zeros(1, 40, device=DEVICE)
+    drawn = TritonBackend().draw(logits, on_device(request.select(slice(0, 0))))
+    assert drawn.token_id_K.tolist() == []
+    nothing = none.to(DEVICE)
+    TritonBackend().write_one_hot(logits, nothing, nothing, nothing.bool())
+    assert (logits == 0).all()
+
+
+# --- writing
+
+
+@pytest.mark.parametrize("width", [7, 8192, 8195])
+def test_injected_rows_become_one_hot_and_all_others_keep_their_bits(width):
+    generator = np.random.default_rng(width)
+    kinds = ["flat", "nan", "flat", "infinite", "masked"]
+    logits = np.stack([row_of_kind(kind, width, generator) for kind in kinds])
+    after = torch.from_numpy(logits.copy()).to(DEVICE)
+    # Row 0 is named twice, but not injected; row 1 once as injected and once as not.
+    rows = torch.tensor([0, 0, 1, 4, 1], device=DEVICE)
+    tokens = torch.tensor([0, 1, width - 1, 3, 2], device=DEVICE)
+    is_injected = torch.tensor([False, False, True, True, False], device=DEVICE)
+    TritonBackend().write_one_hot(after, rows, tokens, is_injected)
+    expected = logits.copy()
+    expected[[1, 4]] = -np.inf
+    expected[1, width - 1] = expected[4, 3] = 0.0
+    assert is_same_bits(after.cpu().numpy(), expected)
