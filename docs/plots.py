@@ -65,16 +65,16 @@ RANK_RULES = {
 }
 N_SHOWN_RANKS = 8
 
-# Of the palette of Okabe and Ito, which colour-blind readers can tell apart.
-ORANGE, BLUE, GREEN, PURPLE, GREY = "#D55E00", "#0072B2", "#009E73", "#AA4499", "#666666"
+# Of the palette of Okabe and Ito, which colour-blind readers can tell apart, and a grey.
+ORANGE, BLUE, GREEN, PINK, GREY = "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#666666"
 RANK_STYLES = {
     "T = −1": (ORANGE, "-"),
     "T = ±inf": (GREY, "--"),
     "T = 1": (BLUE, "-."),
-    UNRESTRICTED: (PURPLE, ":"),
+    UNRESTRICTED: (PINK, ":"),
 }
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "negtemp-data",  # else the ids in the files differ from run to run
     "figure.facecolor": "white",
     "font.size": 10,
@@ -164,10 +164,10 @@ def draw_temperatures(writer: Writer) -> None:
         print(f"T = {temperature:g}: " + " ".join(f"{x:.1%}" for x in share))
         axis.barh(places, share, color=_colour(temperature), height=0.75)
         for place, x in zip(places, share, strict=True):
-            axis.text(x + 0.03, place, _percent(x), va="center", fontsize=8)
+            axis.text(x + 0.02, place, _percent(x), va="center", fontsize=8)
         beta = 1 / temperature
-        axis.set(title=f"T = {_number(temperature)}\nβ = {_number(beta)}", xlim=(0, 1.3))
-        axis.set_xticks([0, 0.5, 1], ["0", "50", "100"])
+        axis.set(title=f"T = {_number(temperature)}\nβ = {_number(beta)}", xlim=(0, 0.75))
+        axis.set_xticks([0, 0.25, 0.5], ["0", "25", "50"])
         axis.grid(axis="y", visible=False)
         axis.tick_params(axis="y", length=0)
     axes[0].set_yticks(places, labels)
@@ -235,8 +235,8 @@ def draw_ranks(writer: Writer) -> None:
     left.legend()
 
     for name, (colour, dashes) in RANK_STYLES.items():
-        values, counts = np.unique(ranks[name], return_counts=True)
-        share = np.cumsum(counts) / counts.sum()
+        values, repeats = np.unique(ranks[name], return_counts=True)
+        share = np.cumsum(repeats) / repeats.sum()
         # A thousand steps are as good as ten thousand, and a tenth of the file.
         kept = np.unique(np.searchsorted(share, np.linspace(share[0], 1, 1000) - 1e-9))
         right.step(
@@ -252,7 +252,7 @@ def draw_ranks(writer: Writer) -> None:
     right.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
     right.set(
-        title="all four, on a logarithmic axis",
+        title="beside the whole vocabulary, on a logarithmic axis",
         xlabel=f"rank among all {len(writer.tokens.texts):,} tokens",
         ylabel="injections up to this rank, %",
         ylim=(0, 1.02),
@@ -309,13 +309,17 @@ def draw_tracks() -> None:
     """T over positions of moving bases, and β where T changes its sign."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     n = np.arange(81)
-    left.step(n, np.where(n < 8, 3.0, 0.5), where="post", color=GREY, lw=2, label="pieces: 3, 0.5")
-    styles = {"linear": (ORANGE, "-"), "cosine": (BLUE, "--"), "exponential": (GREEN, "-.")}
-    for shape, (colour, dashes) in styles.items():
-        values = _at(temperature_table(AnnealedTemperature(1.5, 0.6, 64, shape)), n)
-        left.plot(n, values, color=colour, linestyle=dashes, lw=2, label=f"anneal, {shape}")
+    left.step(n, np.where(n < 8, 3.0, 0.5), where="post", color=GREY, lw=2, label="pieces")
+    ways = (
+        (AnnealedTemperature(1.5, 0.6, 64, "linear"), ORANGE, "-"),
+        (AnnealedTemperature(1.5, 0.6, 64, "cosine"), BLUE, "--"),
+        (AnnealedTemperature(1.5, 0.6, 64, "exponential"), GREEN, "-."),
+    )
+    for way, colour, dashes in ways:
+        values = _at(temperature_table(way), n)
+        left.plot(n, values, color=colour, linestyle=dashes, lw=2, label=f"anneal, {way.shape}")
     left.set(
-        title="pieces {until: 8, T = 3}, {T = 0.5}; anneal {from: 1.5, to: 0.6, over: 64}",
+        title="pieces: 3 until 8, then 0.5; anneal: 1.5 to 0.6 over 64",
         xlabel="position (generated tokens)",
         ylabel="temperature T",
         xlim=(0, 80),
@@ -326,7 +330,7 @@ def draw_tracks() -> None:
     beta = 1 / _at(temperature_table(AnnealedTemperature(-1.0, 0.7, 64, "linear")), n)
     right.plot(n, beta, color=ORANGE, lw=2)
     right.set(
-        title="anneal {from: −1, to: 0.7, over: 64}, linear in β",
+        title="anneal: −1 to 0.7 over 64, linear in β",
         xlabel="position (generated tokens)",
         ylabel="β = 1/T",
         xlim=(0, 80),
@@ -344,7 +348,7 @@ def draw_tracks() -> None:
 
 def _at(table: list[float], positions: NDArray[np.int64]) -> NDArray[np.float64]:
     """Temperatures at these positions; the last of the table holds on."""
-    return np.array(table)[np.minimum(positions, len(table) - 1)]
+    return np.array([table[min(n, len(table) - 1)] for n in positions.tolist()])
 
 
 def _save(figure: Any, name: str) -> None:

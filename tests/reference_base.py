@@ -59,10 +59,8 @@ class BaseRow:
         kept = frozenset(i for i, y in enumerate(row) if y != -math.inf)
         if kept not in self.kept:
             return f"kept {sorted(kept)}, not {[sorted(each) for each in self.kept]}"
-        best = 0.0
-        if self.hotter != 0 and not math.isinf(self.hotter):
-            end = min if self.hotter < 0 else max
-            best = end(self.logits[i] for i in kept)
+        end = min if self.hotter < 0 else max
+        best = end(self.logits[i] for i in kept)
         for i in kept:
             low, high = (
                 scaled(self.logits[i] - best, temperature)
@@ -87,11 +85,13 @@ def base_row(
     logits: Sequence[float], piece: Piece, position: int, tokens: ReferenceTokens
 ) -> BaseRow | None:
     """What `piece` makes of a row; None where it stays as it is."""
-    finite = [] if is_broken(logits) else finite_ids(logits)
-    allowed = tokens.allowed(piece.vocabulary, len(logits)).intersection(finite)
+    allowed = tokens.allowed(piece.vocabulary, len(logits)).intersection(finite_ids(logits))
     if not allowed:
         return None
     best = frozenset([min(allowed, key=lambda i: (-logits[i], i))])
+    if is_broken(logits):
+        # No support and no entropy; whatever the temperature, one token is left.
+        return BaseRow(frozenset({best}), 1.0, 1.0, logits)
     members = candidates(logits, piece.support).within(allowed).possible
     colder, hotter = _interval(piece, position, logits)
     kept = set[TokenSet]()

@@ -106,7 +106,7 @@ class MarginConfig(WhenConfig):
 class AfterConfig(WhenConfig):
     """Fires where the generated text has just come to an end of some kind."""
 
-    after: str = Field(min_length=1)
+    after: str = Field(min_length=1, max_length=64)
     """`sentence`, `line`, `word`, or any other text, which is then waited for literally."""
 
 

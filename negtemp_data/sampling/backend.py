@@ -75,4 +75,9 @@ def _join(parts: tuple[Tensor | None, ...]) -> Tensor | None:
 
 def backend_for(device: torch.device) -> Backend:
     """The backend of logits on `device`."""
+    if device.type == "cuda":
+        # Triton comes with GPU builds of torch alone, and compiles the kernels at their first use.
+        from negtemp_data.sampling.triton_backend import TritonBackend  # noqa: PLC0415
+
+        return TritonBackend()
     return HostBackend()

@@ -62,7 +62,7 @@ class DrawRequest(NamedTuple):
             row_K=self.row_K[chosen],
             vocabulary_K=self.vocabulary_K[chosen],
             guard_K=self.guard_K[chosen],
-            limits=Limits(*(column[chosen] for column in self.limits)),
+            limits=self.limits.select(chosen),
             temperature_K=self.temperature_K[chosen],
             seed_K=self.seed_K[chosen],
             position_K=self.position_K[chosen],
@@ -114,11 +114,13 @@ def _parts(
     begin = n_candidates = 0
     for rows in scratch.chunks(n_rows, logits_RV.shape[1]):
         z_KV = scratch.take(logits_RV, request.row_K[rows])
-        chunk = _find_candidates(z_KV, request.select(rows), scratch)
+        limits = request.limits.select(rows)
+        chunk = _find_candidates(z_KV, limits, request.uses, scratch)
         chunks.append(chunk._replace(row_C=chunk.row_C + (rows.start - begin)))
         n_candidates += len(chunk.row_C)
         if rows.stop == n_rows or n_candidates > _MOST_CANDIDATES:
-            yield _join(chunks), request.select(slice(begin, rows.stop))
+            is_all = rows.stop - begin == n_rows
+            yield _join(chunks), request if is_all else request.select(slice(begin, rows.stop))
             chunks, begin, n_candidates = [], rows.stop, 0
 
 
@@ -134,10 +136,10 @@ def _join(chunks: list[_Part]) -> _Part:
     )
 
 
-def _find_candidates(z_KV: Tensor, request: DrawRequest, scratch: Scratch) -> _Part:
+def _find_candidates(z_KV: Tensor, limits: Limits, uses: Uses, scratch: Scratch) -> _Part:
     """Tokens from the support's lower bound on, whatever their vocabulary: a rank counts these."""
     stats = row_stats(z_KV, scratch)
-    lower_K, upper_K = bounds(z_KV, stats, request.limits, request.uses)
+    lower_K, upper_K = bounds(z_KV, stats, limits, uses)
     # A bound of −inf must not let forbidden tokens in.
     lower_K = lower_K.clamp(min=torch.finfo(torch.float32).min)
     flat_C = torch.from_numpy(_true_indices(scratch.reaches(z_KV, lower_K).numpy()))

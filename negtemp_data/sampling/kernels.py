@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
-"""The Triton kernels of a step: one program per row, and no word from them to the
+"""The Triton kernels of a step: one program per row, and no word from them to the host.
 
 `scan_rows` reads whole rows once. `draw_from_rows` reads again only the blocks of a row whose
 largest logit reaches the lower bound of the support, and they alone hold the candidates and every
@@ -7,8 +7,8 @@ token that ranks before one. `write_one_hot` writes the injected rows.
 
 All arguments up to the first constexpr are pointers to contiguous tensors, apart from
 `logits_RV`, whose rows may lie apart, and the numbers `row_stride`, `width`, `mask_stride` and
-`n_blocks`. Kernels are to be launched without fused multiply-adds, so that an operation rounds as
-it does on the 
+`n_blocks`. `draw_from_rows` is to be launched without fused multiply-adds, so that its operations
+round as they do on the host.
 
 Shapes: R batch rows, K rows looked at, V vocabulary, N vocabulary masks, B blocks of a row, G
 blocks in hand, L = 128 logits of a block.
@@ -78,22 +78,21 @@ def scan_rows(
     """
     k = tl.program_id(0)
     z_V = logits_RV + tl.load(row_K + k) * row_stride
-    block_G = tl.arange(0, BLOCKS)
-    lane_L = tl.arange(0, LANES)
-    id_GL = block_G[:, None] * LANES + lane_L[None, :]
     top_B = top_KB + k * n_blocks
+    block_G = tl.arange(0, BLOCKS)
+    id_GL = block_G[:, None] * LANES + tl.arange(0, LANES)[None, :]
     # Of the blocks number g, g + G, …: largest maximum, the first with it, second largest maximum.
     best_G = tl.full((BLOCKS,), float("-inf"), tl.float32)
-    place_G = tl.zeros((BLOCKS,), tl.int32)
+    place_G = tl.full((BLOCKS,), 0, tl.int32)
     second_G = tl.full((BLOCKS,), float("-inf"), tl.float32)
     # Σ exp(z − r) and Σ exp(z − r)·(z − r), r the best so far.
-    mass_GL = tl.zeros((BLOCKS, LANES), tl.float32)
-    moment_GL = tl.zeros((BLOCKS, LANES), tl.float32)
+    mass_GL = tl.full((BLOCKS, LANES), 0.0, tl.float32)
+    moment_GL = tl.full((BLOCKS, LANES), 0.0, tl.float32)
     if deviation_K is not None:
         pivot_G = tl.full((BLOCKS,), _LOWEST, tl.float32)
-        count_GL = tl.zeros((BLOCKS, LANES), tl.int32)
-        sum_GL = tl.zeros((BLOCKS, LANES), tl.float64)
-        square_GL = tl.zeros((BLOCKS, LANES), tl.float64)
+        count_GL = tl.full((BLOCKS, LANES), 0, tl.int32)
+        sum_GL = tl.full((BLOCKS, LANES), 0.0, tl.float64)
+        square_GL = tl.full((BLOCKS, LANES), 0.0, tl.float64)
 
     # The last blocks are taken apart, so that the others need no mask.
     begin_last = (n_blocks - 1) // BLOCKS * BLOCKS
@@ -117,26 +116,13 @@ def scan_rows(
     best_G, place_G, second_G = _rank(begin_last, top_G, best_G, place_G, second_G)
 
     peak = tl.max(best_G, axis=0)
-    reference = tl.maximum(peak, _LOWEST)
-    shift_G = tl.maximum(tl.maximum(best_G, _LOWEST) - reference, _GONE)
-    scale_G = tl.exp(shift_G)
-    mass_G = tl.sum(mass_GL, axis=1)
-    mass = tl.sum(scale_G * mass_G, axis=0)
-    moment = tl.sum(scale_G * (tl.sum(moment_GL, axis=1) + shift_G * mass_G), axis=0)
-    # A nan or +inf has made the mass nan.
-    is_sound = (mass == mass) & (peak > float("-inf"))
+    argmax, second = _two_largest(z_V, width, n_blocks, peak, best_G, place_G, second_G, BLOCKS)
+    reference, mass, moment = _total(peak, best_G, mass_GL, moment_GL)
+    # A nan or +inf has made the mass nan; without a finite entry it is 0.
+    is_sound = mass > 0
     mass = tl.where(is_sound, mass, 1.0)
     log_mass = tl.log(mass)
-
-    first_block = tl.min(tl.where(best_G == peak, place_G + block_G, n_blocks - 1), axis=0)
-    id_L = first_block * LANES + lane_L
-    z_L = tl.load(z_V + id_L, mask=id_L < width, other=float("-inf"))
-    is_peak_L = (z_L == peak) & (id_L < width)
-    lane = tl.min(tl.where(is_peak_L, lane_L, LANES), axis=0) % LANES
-    others_G = tl.where(block_G == first_block % BLOCKS, second_G, best_G)
-    second = tl.max(tl.where(lane_L == lane, float("-inf"), z_L), axis=0)
-    second = tl.maximum(second, tl.max(others_G, axis=0))
-    tl.store(argmax_K + k, (first_block * LANES + lane).to(tl.int64))
+    tl.store(argmax_K + k, argmax.to(tl.int64))
     _store(peak_K + k, peak, is_sound)
     _store(log_normalizer_K + k, reference + log_mass, is_sound)
     _store(entropy_K + k, tl.maximum(log_mass - moment / mass, 0.0), is_sound)
@@ -186,6 +172,33 @@ def _add(z_GL, pivot_G, count_GL, sum_GL, square_GL):
     pivot_GL = pivot_G[:, None]
     off_GL = tl.where(is_finite_GL, z_GL, pivot_GL).to(tl.float64) - pivot_GL.to(tl.float64)
     return count_GL + is_finite_GL.to(tl.int32), sum_GL + off_GL, square_GL + off_GL * off_GL
+
+
+@triton.jit
+def _two_largest(z_V, width, n_blocks, peak, best_G, place_G, second_G, BLOCKS: tl.constexpr):
+    """The lowest id of the largest logit, and the second largest logit, which may be as large."""
+    block_G = tl.arange(0, BLOCKS)
+    block = tl.min(tl.where(best_G == peak, place_G + block_G, n_blocks - 1), axis=0)
+    lane_L = tl.arange(0, LANES)
+    id_L = block * LANES + lane_L
+    z_L = tl.load(z_V + id_L, mask=id_L < width, other=float("-inf"))
+    is_peak_L = (z_L == peak) & (id_L < width)
+    # A block of nan has no peak.
+    lane = tl.min(tl.where(is_peak_L, lane_L, LANES), axis=0) % LANES
+    others_G = tl.where(block_G == block % BLOCKS, second_G, best_G)
+    second = tl.max(tl.where(lane_L == lane, float("-inf"), z_L), axis=0)
+    return block * LANES + lane, tl.maximum(second, tl.max(others_G, axis=0))
+
+
+@triton.jit
+def _total(peak, best_G, mass_GL, moment_GL):
+    """The peak as a reference, and the sums of all blocks with it."""
+    reference = tl.maximum(peak, _LOWEST)
+    shift_G = tl.maximum(tl.maximum(best_G, _LOWEST) - reference, _GONE)
+    scale_G = tl.exp(shift_G)
+    mass_G = tl.sum(mass_GL, axis=1)
+    moment_G = tl.sum(moment_GL, axis=1) + shift_G * mass_G
+    return reference, tl.sum(scale_G * mass_G, axis=0), tl.sum(scale_G * moment_G, axis=0)
 
 
 @triton.jit
@@ -248,58 +261,29 @@ def draw_from_rows(
 ):
     """Draws one token per row. The semantics are those of `negtemp_data.sampling.draw`.
 
-    Args:
-        logits_RV: float32.
-        row_stride: Logits from one row to the next.
-        row_K: int64.
-        width: V.
-        mask_NV: bool, the vocabularies.
-        mask_stride: Entries from one mask to the next.
-        vocabulary_K: int64.
-        guard_K: int64.
-        min_p_K: float32.
-        epsilon_K: float32.
-        top_n_sigma_K: float32, or None where no row has this limit.
-        xtc_K: float32, or None where no row has this limit.
-        floor_K: float32, a further lower bound of the support, or None.
-        temperature_K: float32.
-        seed_K: int64.
-        position_K: int64.
-        rule_K: int64.
-        order_K: int64, or None: all take the best candidate.
-        peak_K: float32; this and the next four are from `scan_rows`.
-        argmax_K: int64.
-        log_normalizer_K: float32.
-        deviation_K: float32, or None where `top_n_sigma_K` is.
-        top_KB: float32.
-        block_KB: int32, memory for the blocks that reach the bound.
-        n_blocks: B.
-        token_id_K: int64; this and the next three are the outcome.
-        support_size_K: int64.
-        logprob_K: float32.
-        rank_K: int64.
-        BLOCKS: G.
-        PADDED: A power of two, at least B.
+    Arguments with the name of a column of `DrawRequest`, `Limits`, `RowStats` or `Draw` are that
+    column, contiguous and of the same dtype. `deviation_K` and `top_KB` are as `scan_rows` gives
+    them; `floor_K`, float32, is a further lower bound of the support; `block_KB`, int32, is memory
+    for the blocks that reach the bound; PADDED is a power of two, at least B. `top_n_sigma_K` and
+    `deviation_K`, `xtc_K`, `floor_K` and `order_K` are None where no row has such a thing.
     """
     k = tl.program_id(0)
     z_V = logits_RV + tl.load(row_K + k) * row_stride
     allowed_V = mask_NV + tl.load(vocabulary_K + k) * mask_stride
+    block_B = block_KB + k * n_blocks
     argmax = tl.load(argmax_K + k)
     peak = tl.load(peak_K + k)
     log_normalizer = tl.load(log_normalizer_K + k)
-
-    lower = tl.maximum(
-        peak + _log(tl.load(min_p_K + k)), log_normalizer + _log(tl.load(epsilon_K + k))
+    lower = _lower_bound(
+        k,
+        peak,
+        log_normalizer,
+        min_p_K=min_p_K,
+        epsilon_K=epsilon_K,
+        top_n_sigma_K=top_n_sigma_K,
+        deviation_K=deviation_K,
+        floor_K=floor_K,
     )
-    if floor_K is not None:
-        lower = tl.maximum(lower, tl.load(floor_K + k))
-    if top_n_sigma_K is not None:
-        n_sigma = tl.load(top_n_sigma_K + k)
-        is_limited = n_sigma < float("inf")
-        reach = tl.where(is_limited, n_sigma, 0.0) * tl.load(deviation_K + k)
-        lower = tl.maximum(lower, tl.where(is_limited, peak - reach, float("-inf")))
-    # A bound of −inf must not let forbidden tokens in.
-    lower = tl.maximum(lower, _LOWEST)
     wanted = lower
     if xtc_K is not None:
         xtc = tl.load(xtc_K + k)
@@ -307,28 +291,15 @@ def draw_from_rows(
         wanted = tl.minimum(lower, likely)
     # No block reaches nan. A peak of nan is a row that has no meaning.
     is_barred = tl.load(mask_NV + tl.load(guard_K + k) * mask_stride + argmax)
-    wanted = tl.where((peak == peak) & (is_barred == 0), wanted, float("nan"))
-
-    block_B = block_KB + k * n_blocks
+    wanted = tl.where((peak > float("-inf")) & (is_barred == 0), wanted, float("nan"))
     n_found = _find_blocks(top_KB + k * n_blocks, block_B, n_blocks, wanted, PADDED)
     upper = float("inf")
     if xtc_K is not None:
         upper = _least_likely(z_V, block_B, n_found, width, likely, BLOCKS)
         upper = tl.where(xtc > 0, upper, float("inf"))
 
-    count_GL = tl.zeros((BLOCKS, LANES), tl.int32)
-    least_GL = tl.full((BLOCKS, LANES), float("inf"), tl.float32)
-    most_GL = tl.full((BLOCKS, LANES), float("-inf"), tl.float32)
-    for begin in range(0, n_found, BLOCKS):
-        id_GL, z_GL = _load_blocks(z_V, block_B, begin, n_found, width, BLOCKS)
-        is_member_GL = _is_member(allowed_V, id_GL, z_GL, lower, upper)
-        count_GL += is_member_GL.to(tl.int32)
-        least_GL = tl.minimum(least_GL, tl.where(is_member_GL, z_GL, float("inf")))
-        most_GL = tl.maximum(most_GL, tl.where(is_member_GL, z_GL, float("-inf")))
-    size = _sum(count_GL)
-
+    size, least, most = _survey(z_V, allowed_V, block_B, n_found, width, lower, upper, BLOCKS)
     temperature = tl.load(temperature_K + k)
-    least, most = tl.min(tl.min(least_GL, axis=1), axis=0), tl.max(tl.max(most_GL, axis=1), axis=0)
     origin = tl.where(size > 0, tl.where(temperature < 0, least, most), 0.0)
     seed = tl.load(seed_K + k)
     position = tl.load(position_K + k)
@@ -347,18 +318,30 @@ def draw_from_rows(
             key_GL = _key(_score(z_GL, origin, temperature, noise_GL), id_GL)
             is_open_GL = is_member_GL & (key_GL < key)
             best_GL = tl.maximum(best_GL, tl.where(is_open_GL, key_GL, _NO_KEY))
-        key = tl.max(tl.max(best_GL, axis=1), axis=0)
-    token = tl.where(size > 0, (key & _ID_BITS) ^ _ID_BITS, argmax)
+        key = tl.max(best_GL)
 
+    token = tl.where(size > 0, (key & _ID_BITS) ^ _ID_BITS, argmax)
     z_token = tl.load(z_V + token)
-    above_GL = tl.zeros((BLOCKS, LANES), tl.int32)
-    for begin in range(0, n_found, BLOCKS):
-        id_GL, z_GL = _load_blocks(z_V, block_B, begin, n_found, width, BLOCKS)
-        above_GL += (z_GL >= z_token).to(tl.int32)
     tl.store(token_id_K + k, token)
     tl.store(support_size_K + k, size.to(tl.int64))
     tl.store(logprob_K + k, z_token - log_normalizer)
-    tl.store(rank_K + k, _sum(above_GL).to(tl.int64))
+    n_above = _count(z_V, block_B, n_found, width, z_token, BLOCKS)
+    tl.store(rank_K + k, n_above.to(tl.int64))
+
+
+@triton.jit
+def _lower_bound(k, peak, log_normalizer, min_p_K, epsilon_K, top_n_sigma_K, deviation_K, floor_K):
+    """Least logit of the support, and never −inf: that would let forbidden tokens in."""
+    by_peak = peak + _log(tl.load(min_p_K + k))
+    lower = tl.maximum(by_peak, log_normalizer + _log(tl.load(epsilon_K + k)))
+    if floor_K is not None:
+        lower = tl.maximum(lower, tl.load(floor_K + k))
+    if top_n_sigma_K is not None:
+        n_sigma = tl.load(top_n_sigma_K + k)
+        is_limited = n_sigma < float("inf")
+        reach = tl.where(is_limited, n_sigma, 0.0) * tl.load(deviation_K + k)
+        lower = tl.maximum(lower, tl.where(is_limited, peak - reach, float("-inf")))
+    return tl.maximum(lower, _LOWEST)
 
 
 @triton.jit
@@ -391,17 +374,41 @@ def _is_member(allowed_V, id_GL, z_GL, lower, upper):
 
 
 @triton.jit
+def _survey(z_V, allowed_V, block_B, n_found, width, lower, upper, BLOCKS: tl.constexpr):
+    """How many candidates there are, and their least and largest logit."""
+    count_GL = tl.full((BLOCKS, LANES), 0, tl.int32)
+    least_GL = tl.full((BLOCKS, LANES), float("inf"), tl.float32)
+    most_GL = tl.full((BLOCKS, LANES), float("-inf"), tl.float32)
+    for begin in range(0, n_found, BLOCKS):
+        id_GL, z_GL = _load_blocks(z_V, block_B, begin, n_found, width, BLOCKS)
+        is_member_GL = _is_member(allowed_V, id_GL, z_GL, lower, upper)
+        count_GL += is_member_GL.to(tl.int32)
+        least_GL = tl.minimum(least_GL, tl.where(is_member_GL, z_GL, float("inf")))
+        most_GL = tl.maximum(most_GL, tl.where(is_member_GL, z_GL, float("-inf")))
+    return tl.sum(count_GL), tl.min(least_GL), tl.max(most_GL)
+
+
+@triton.jit
 def _least_likely(z_V, block_B, n_found, width, bound, BLOCKS: tl.constexpr):
     """The least logit that reaches `bound`; −inf where fewer than two do."""
-    count_GL = tl.zeros((BLOCKS, LANES), tl.int32)
+    count_GL = tl.full((BLOCKS, LANES), 0, tl.int32)
     least_GL = tl.full((BLOCKS, LANES), float("inf"), tl.float32)
     for begin in range(0, n_found, BLOCKS):
         _, z_GL = _load_blocks(z_V, block_B, begin, n_found, width, BLOCKS)
         is_above_GL = z_GL >= bound
         count_GL += is_above_GL.to(tl.int32)
         least_GL = tl.minimum(least_GL, tl.where(is_above_GL, z_GL, float("inf")))
-    least = tl.min(tl.min(least_GL, axis=1), axis=0)
-    return tl.where(_sum(count_GL) < 2, float("-inf"), least)
+    return tl.where(tl.sum(count_GL) < 2, float("-inf"), tl.min(least_GL))
+
+
+@triton.jit
+def _count(z_V, block_B, n_found, width, bound, BLOCKS: tl.constexpr):
+    """How many logits reach `bound`, if all of their blocks were found."""
+    count_GL = tl.full((BLOCKS, LANES), 0, tl.int32)
+    for begin in range(0, n_found, BLOCKS):
+        _, z_GL = _load_blocks(z_V, block_B, begin, n_found, width, BLOCKS)
+        count_GL += (z_GL >= bound).to(tl.int32)
+    return tl.sum(count_GL)
 
 
 @triton.jit
@@ -426,11 +433,6 @@ def _key(score, token_id):
 @triton.jit
 def _log(x):
     return tl.where(x > 0, tl.log(tl.where(x > 0, x, 1.0)), float("-inf"))
-
-
-@triton.jit
-def _sum(count_GL):
-    return tl.sum(tl.sum(count_GL, axis=1), axis=0)
 
 
 @triton.jit

@@ -255,7 +255,8 @@ class ScheduleSampler:
             is_row_K = row_K >= 0
             # Requests without such a row stand in as slot 0, which no rule of its own ever fires.
             here_K, row_K = slot_K.masked_fill(~is_row_K, 0), row_K.clamp(min=0)
-            pending = self._states.begin(here_K, position_R[row_K], last_token_R[row_K])
+            last_token_K = last_token_R[row_K] if needs & Needs.TEXT else None
+            pending = self._states.begin(here_K, position_R[row_K], last_token_K)
             hits_KM = self._states.positional_hits(pending)
             one_hots.append(
                 self._inject(logits_RV, row_K, pending, hits_KM, needs=needs, is_traced=is_traced)

@@ -38,7 +38,7 @@ class Limits(NamedTuple):
     xtc_K: Tensor
     """z ≤ the least logit with p ≥ this; no candidate where fewer than two are. Neutral: 0."""
 
-    def select(self, chosen: Tensor) -> "Limits":
+    def select(self, chosen: Tensor | slice) -> "Limits":
         """The limits of some rows."""
         return Limits(*(column[chosen] for column in self))
 

@@ -58,7 +58,7 @@ class TritonBackend:
         limits, uses = request.limits, request.uses
         scan = _scan(logits_RV, request.row_K, has_deviation=uses.top_n_sigma)
         stats, (n_rows, n_blocks) = scan.stats, scan.top_KB.shape
-        size_K, rank_K, token_id_K = request.row_K.new_empty(3, n_rows).unbind()
+        size_K, rank_K, token_id_K = (torch.empty_like(request.row_K) for _ in range(3))
         logprob_K = torch.empty_like(stats.peak_K)
         kernels.draw_from_rows[(n_rows,)](
             logits_RV=logits_RV,
@@ -108,7 +108,9 @@ class TritonBackend:
 def _scan(logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool = False) -> _Scan:
     n_rows, width = len(row_K), logits_RV.shape[1]
     n_blocks = triton.cdiv(width, kernels.LANES.value)
-    peak_K, normalizer_K, entropy_K, margin_K, deviation_K = logits_RV.new_empty(5, n_rows).unbind()
+    # Parts of one tensor would lie at odd addresses, for which kernels are compiled anew.
+    columns = (logits_RV.new_empty(n_rows) for _ in range(5))
+    peak_K, normalizer_K, entropy_K, margin_K, deviation_K = columns
     argmax_K = torch.empty_like(row_K)
     top_KB = logits_RV.new_empty(n_rows, n_blocks)
     kernels.scan_rows[(n_rows,)](

@@ -9,8 +9,10 @@ reference names those rows.
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ from negtemp_data.sampling import (
     PositionTrigger,
     Rule,
     Schedule,
+    ScheduleSampler,
     Siblings,
     Support,
     TextTrigger,
@@ -37,6 +40,7 @@ from negtemp_data.sampling import (
 )
 from negtemp_data.sampling import gumbel as host_gumbel
 from negtemp_data.sampling import philox as host_philox
+from negtemp_data.sampling import sampler as sampler_module
 from negtemp_data.sampling.backend import HostBackend
 from negtemp_data.sampling.draw import Draw, DrawRequest
 from negtemp_data.sampling.kernels import gumbel, philox
@@ -45,7 +49,7 @@ from negtemp_data.sampling.rules import float32_temperature, limit_columns, uses
 from negtemp_data.sampling.stats import Needs
 from negtemp_data.sampling.supports import Limits
 from negtemp_data.sampling.triton_backend import TritonBackend
-from sampling_cases import SUPPORTS, TEMPERATURES, TOKENS, Implementation, is_same_bits
+from sampling_cases import SUPPORTS, TEMPERATURES, TOKENS, is_same_bits
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
@@ -57,27 +61,28 @@ SOUND = ["flat", "peaked", "ties", "masked", "equal", "single", "huge", "tiny", 
 BROKEN = ["nan", "all nan", "infinite", "forbidden"]
 
 ALL, HALF, NONE = range(3)
-"""Vocabularies: everything, a random half, nothing. As guards: everything, a half, nothing."""
+"""Masks: everything, a random half, nothing."""
 
 
 def row_of_kind(kind: str, width: int, generator: np.random.Generator) -> np.ndarray:
     """One float32 row."""
     normal = generator.normal(size=width)
-    one = generator.integers(width)
+    is_one = np.arange(width) == generator.integers(width)
+    is_some = is_one | (generator.random(width) < 0.5)
     row = {
         "flat": normal,
         "peaked": normal * 8,
         "ties": generator.integers(-2, 3, width),
-        "masked": np.where((generator.random(width) < 0.5) | (np.arange(width) == one), normal * 3, -np.inf),
+        "masked": np.where(is_some, normal * 3, -np.inf),
         "equal": np.full(width, normal[0]),
-        "single": np.where(np.arange(width) == one, normal, -np.inf),
+        "single": np.where(is_one, normal, -np.inf),
         "huge": generator.choice([-1e30, 0.0, 1e29, 1e30], width),
         "tiny": normal * 1e-30,
         "offset": normal + 90,
         "bf16": torch.from_numpy(normal * 5).to(torch.bfloat16).to(torch.float64).numpy(),
-        "nan": np.where(np.arange(width) == one, np.nan, normal),
+        "nan": np.where(is_one, np.nan, normal),
         "all nan": np.full(width, np.nan),
-        "infinite": np.where(np.arange(width) == one, np.inf, normal),
+        "infinite": np.where(is_one, np.inf, normal),
         "forbidden": np.full(width, -np.inf),
     }[kind]  # fmt: skip
     return row.astype(np.float32)
@@ -89,7 +94,7 @@ class Case:
 
     kind: str
     temperature: float
-    support: Support = Support()
+    support: Support = SUPPORTS[0]
     vocabulary: int = ALL
     guard: int = NONE
     order: int = 0
@@ -435,3 +440,146 @@ def test_injected_rows_become_one_hot_and_all_others_keep_their_bits(width):
     expected[[1, 4]] = -np.inf
     expected[1, width - 1] = expected[4, 3] = 0.0
     assert is_same_bits(after.cpu().numpy(), expected)
+
+
+# --- the whole sampler
+
+SCHEDULES = [
+    Schedule(
+        (
+            Rule(PeriodicTrigger(3), -1.0, Support(min_p=0.05), burst=2, max_injections=5),
+            Rule(BernoulliTrigger(0.4), math.inf, Support(top_p=0.9), defer=0),
+        )
+    ),
+    Schedule((Rule(EntropyTrigger(above=1.2), -0.5, Support(epsilon=0.01), cooldown=1),)),
+    Schedule((Rule(MarginTrigger(below=0.4), 2.0, Support(top_k=3), guard=("digits",)),)),
+    Schedule(
+        (
+            Rule(TextTrigger("word"), -1.0, Support(top_n_sigma=1.5)),
+            Rule(PositionTrigger((1, 4)), -2.0, vocabulary=Vocabulary(include=("english",))),
+        )
+    ),
+    Schedule((Rule(PeriodicTrigger(2), -1.0, Support(min_p=0.01), is_distinct=True),)),
+    Schedule(
+        (Rule(PeriodicTrigger(4), 0.8, Support(xtc=0.1), defer=0),),
+        base=(
+            Piece(3.0, until=3, support=Support(min_p=0.05)),
+            Piece(-2.0, support=Support(top_n_sigma=2.0), top_k=6, top_p=0.95),
+        ),
+    ),
+]
+N_POSITIONS = 6
+WIDTH = 16
+
+
+def sampler_over(backend, device, rows_per_request=1):
+    """A sampler, and its slots of the requests, which have one of the schedules each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler_module, "backend_for", lambda _: backend)
+        sampler = ScheduleSampler(TOKENS.table(), WIDTH, device, rows_per_request)
+    slots = [
+        sampler.open(str(number), schedule, 1000 + number, Siblings(5, 1))
+        for number, schedule in enumerate(SCHEDULES)
+    ]
+    return sampler, np.array(slots)
+
+
+def logits_of_requests():
+    """Logits [request, position, V]; they do not depend on what was sampled before."""
+    generator = np.random.default_rng(10)
+    shape = len(SCHEDULES), N_POSITIONS, WIDTH
+    logits = generator.normal(0, 2.5, shape)
+    logits[generator.random(shape) < 0.1] = -np.inf
+    return logits.astype(np.float32)
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Makes it an error that the host waits for a GPU."""
+    if IS_INTERPRETED:
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def pick(values: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
+    return values[torch.from_numpy(chosen).to(values.device, non_blocking=True)]
+
+
+def decode(sampler, slots, device):
+    """Steps all requests side by side; rewritten logits and tokens [request, position, …]."""
+    logits = logits_of_requests()
+    rows = np.arange(len(slots))
+    after, tokens = np.empty_like(logits), np.zeros(logits.shape[:2], dtype=np.int64)
+    for position in range(N_POSITIONS):
+        last = torch.from_numpy(tokens[:, position - 1]).to(device)
+        batch = torch.from_numpy(logits[:, position].copy()).to(device)
+        positions = np.full(len(slots), position)
+        with without_waiting():
+            sampler.step(batch, rows, slots, positions, partial(pick, last))
+        after[:, position] = batch.cpu().numpy()
+        tokens[:, position] = after[:, position].argmax(axis=1)
+    return after, tokens
+
+
+def assert_same_traces(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for key, trace in ours.items():
+        assert trace.deferred == theirs[key].deferred
+        for left, right in zip(trace.injections, theirs[key].injections, strict=True):
+            inexact = {"logprob": 0.0, "entropy": 0.0}
+            assert left._replace(**inexact) == right._replace(**inexact)
+            assert left.logprob == pytest.approx(right.logprob, abs=1e-4)
+            assert left.entropy == pytest.approx(right.entropy, abs=1e-4)
+
+
+def test_a_sampler_over_the_kernels_does_what_one_on_the_host_does():
+    keys = [str(number) for number in range(len(SCHEDULES))]
+    ours, slots = sampler_over(TritonBackend(), DEVICE)
+    after, tokens = decode(ours, slots, DEVICE)
+    theirs, slots = sampler_over(HostBackend(), torch.device("cpu"))
+    expected, expected_tokens = decode(theirs, slots, torch.device("cpu"))
+    assert np.allclose(after, expected, atol=1e-5)
+    assert (tokens == expected_tokens).all()
+    traces = theirs.take(keys)
+    assert all(trace.injections for trace in traces.values())
+    assert_same_traces(ours.take(keys), traces)
+
+
+def test_drafts_over_the_kernels_give_what_steps_one_by_one_on_the_host_give():
+    keys = [str(number) for number in range(len(SCHEDULES))]
+    n_requests = len(keys)
+    host, slots = sampler_over(HostBackend(), torch.device("cpu"))
+    expected, tokens = decode(host, slots, torch.device("cpu"))
+    sampler, slots = sampler_over(TritonBackend(), DEVICE, rows_per_request=3)
+    logits = logits_of_requests()
+    # (first position, rows): the last row of the first step is of a draft that is not accepted.
+    for begin, n_rows in ((0, 3), (2, 3), (5, 1)):
+        place = [(i, j) for i in range(n_requests) for j in range(n_rows)]
+        request, order = np.array(place).T
+        position = begin + order
+        is_wrong = (begin == 0) & (order == 2)
+        last = np.where(is_wrong, 12, tokens[request, position - 1])
+        z = logits[request, np.where(is_wrong, 5, position)]
+        # And two rows of no interest: of no scheduled request, and of a prefill.
+        columns = (
+            np.append(slots[request], [0, slots[0]]),
+            np.append(position, [3, -1]),
+            np.append(order, [0, 0]),
+            np.append(last, [0, 0]),
+        )
+        before = np.concatenate([z, z[:2]])
+        batch = torch.from_numpy(before.copy()).to(DEVICE)
+        on_device = [torch.from_numpy(column).to(DEVICE) for column in columns]
+        with without_waiting():
+            sampler.step_drafts(batch, slots, *on_device)
+        after = batch.cpu().numpy()
+        assert is_same_bits(after[-2:], before[-2:])
+        is_kept = ~is_wrong
+        kept = expected[request, position][is_kept]
+        assert np.allclose(after[:-2][is_kept], kept, atol=1e-5)
+    assert_same_traces(sampler.take(keys), host.take(keys))
