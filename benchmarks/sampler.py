@@ -267,11 +267,12 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--requests", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
     if options.what in ("step", "all"):
         measure_steps(torch.device(options.device), options.rounds)
     if options.what in ("decode", "all"):
-        measure_decode(options.rounds, options.requests, options.tokens, {})
+        measure_decode(options.rounds, options.requests, options.tokens, {"dtype": options.dtype})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from negtemp_data.sampling.draw import Draw, DrawRequest, draw
-from negtemp_data.sampling.stats import Needs, Readings, RowStats, Scratch, read, row_stats
+from negtemp_data.sampling.stats import (
+    Needs,
+    Readings,
+    RowStats,
+    Scratch,
+    read,
+    row_chunks,
+    row_stats,
+)
 
 
 class Backend(Protocol):
@@ -51,7 +59,7 @@ class HostBackend:
         """See `Backend`."""
         parts = [
             read(self._scratch.take(logits_RV, row_K[rows]), needs, self._scratch)
-            for rows in self._scratch.chunks(len(row_K), logits_RV.shape[1])
+            for rows in row_chunks(len(row_K), logits_RV.shape[1])
         ]
         return Readings(*map(_join, zip(*parts, strict=True)))
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from negtemp_data.sampling.philox import Stream, gumbel, philox
-from negtemp_data.sampling.stats import RowStats, Scratch, row_stats
+from negtemp_data.sampling.stats import RowStats, Scratch, row_chunks, row_stats
 from negtemp_data.sampling.supports import Limits, Uses, bounds
 
 _NO_TOKEN = torch.iinfo(torch.int64).max
@@ -112,7 +112,7 @@ def _parts(
     n_rows = len(request.row_K)
     chunks: list[_Part] = []
     begin = n_candidates = 0
-    for rows in scratch.chunks(n_rows, logits_RV.shape[1]):
+    for rows in row_chunks(n_rows, logits_RV.shape[1]):
         z_KV = scratch.take(logits_RV, request.row_K[rows])
         limits = request.limits.select(rows)
         chunk = _find_candidates(z_KV, limits, request.uses, scratch)

@@ -370,7 +370,7 @@ def _load_blocks(z_V, block_B, begin, n_found, width, BLOCKS: tl.constexpr):
 @triton.jit
 def _is_member(allowed_V, id_GL, z_GL, lower, upper):
     is_within_GL = (z_GL >= lower) & (z_GL <= upper)
-    return is_within_GL & (tl.load(allowed_V + id_GL, mask=is_within_GL, other=0) != 0)
+    return tl.load(allowed_V + id_GL, mask=is_within_GL, other=0) != 0
 
 
 @triton.jit
@@ -424,8 +424,7 @@ def _score(z, origin, temperature, noise):
 @triton.jit
 def _key(score, token_id):
     """int64 that rises with the score, and among equal ones with falling ids."""
-    # −0 equals 0.
-    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)
+    bits = score.to(tl.int32, bitcast=True)
     rising = tl.where(bits < 0, bits ^ _ID_BITS, bits)
     return (rising.to(tl.int64) << 32) | (token_id ^ _ID_BITS).to(tl.int64)
 

@@ -4,7 +4,7 @@ Shapes: K rows, V vocabulary.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntFlag, auto
 from typing import NamedTuple
 
@@ -51,12 +51,8 @@ class Readings(NamedTuple):
 
 def row_chunks(n_rows: int, width: int) -> Iterator[slice]:
     """Cuts rows of this width into runs that fit the cache."""
-    size = _chunk_rows(width)
+    size = max(1, _CHUNK_LOGITS // width)
     return (slice(begin, min(begin + size, n_rows)) for begin in range(0, n_rows, size))
-
-
-def _chunk_rows(width: int) -> int:
-    return max(1, _CHUNK_LOGITS // width)
 
 
 class Scratch:
@@ -70,30 +66,31 @@ class Scratch:
         self._logits = self._powers = torch.empty(0)
         self._mask = torch.empty(0, dtype=torch.bool)
 
-    def chunks(self, n_rows: int, width: int) -> Iterator[slice]:
-        """Runs of rows that fit the cache, and the memory for one."""
-        size = _chunk_rows(width)
-        if self._logits.numel() < size * width:
-            self._logits, self._powers = torch.empty(2, size * width).unbind()
-            self._mask = torch.empty(size * width, dtype=torch.bool)
-        return row_chunks(n_rows, width)
-
     def take(self, logits_RV: Tensor, row_K: Tensor) -> Tensor:
-        """A copy of rows of one chunk, float32 [K, V]; lives until the next call."""
+        """A copy of a few rows, float32 [K, V]; lives until the next call."""
         shape = len(row_K), logits_RV.shape[1]
+        self._make_room(shape)
         return torch.index_select(logits_RV, 0, row_K, out=_cut(self._logits, shape))
 
     def exp(self, z_KV: Tensor) -> Tensor:
-        """The exponentials of one chunk; they live until the next call."""
-        return torch.exp(z_KV, out=_cut(self._powers, tuple(z_KV.shape)))
+        """The exponentials of a few rows; they live until the next call."""
+        self._make_room(z_KV.shape)
+        return torch.exp(z_KV, out=_cut(self._powers, z_KV.shape))
 
     def reaches(self, z_KV: Tensor, bound_K: Tensor) -> Tensor:
-        """bool [K, V]: z ≥ bound, of one chunk; lives until the next call."""
-        return torch.ge(z_KV, bound_K[:, None], out=_cut(self._mask, tuple(z_KV.shape)))
+        """bool [K, V]: z ≥ bound; lives until the next call."""
+        self._make_room(z_KV.shape)
+        return torch.ge(z_KV, bound_K[:, None], out=_cut(self._mask, z_KV.shape))
+
+    def _make_room(self, shape: Sequence[int]) -> None:
+        size = math.prod(shape)
+        if self._logits.numel() < size:
+            self._logits, self._powers = torch.empty(2, size).unbind()
+            self._mask = torch.empty(size, dtype=torch.bool)
 
 
-def _cut(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return buffer[: math.prod(shape)].view(shape)
+def _cut(buffer: Tensor, shape: Sequence[int]) -> Tensor:
+    return buffer[: math.prod(shape)].view(*shape)
 
 
 def row_stats(z_KV: Tensor, scratch: Scratch) -> RowStats:

@@ -7,7 +7,7 @@ spelling; bytes that are no UTF-8 count as U+FFFD, so as a character that is not
   occurrences may overlap. `line` is the literal "\n".
 - `word`: the text ends with a character that is not whitespace (`str.isspace`), and the model's
   most likely token begins with whitespace.
-- `sentence`: the text ends with one of . ! ? … and any number of " ' ) ] ” ’ », and the most likely
+- `sentence`: the text ends with one of . ! ? … and any number of " ' ) ] ” ’ » *, and the most likely
   token begins with whitespace; or it ends with one of 。！？ and any number of 」 』 ） " ' ” ’.
 
 An automaton over bytes is written for a trigger and run over all tokens at once; what is left is a
@@ -34,7 +34,7 @@ _SPACE_BYTES = b" \t\n\r"
 _SPACES = frozenset(char for char in map(chr, range(0x3001)) if char.isspace())
 """All whitespace that there is: U+3000 is the last."""
 
-_ENDS, _CLOSERS = frozenset(".!?…"), frozenset("\"')]”’»")
+_ENDS, _CLOSERS = frozenset(".!?…"), frozenset("\"')]”’»*")
 """Ends of a sentence, and what may close after them, where a space parts sentences."""
 _CJK_ENDS, _CJK_CLOSERS = frozenset("。！？"), frozenset("」』）\"'”’")
 """The same where nothing parts them."""

@@ -122,14 +122,16 @@ def test_one_at_a_time_gives_the_same_as_all_at_once(tiny_engine, plain):
 
 @pytest.fixture(scope="module")
 def small_engine(tiny_model):
-    """Seats for 12 requests and cache for about three of the longest; caches no prefixes."""
+    """Seats for 12 requests and cache for a third of what they need; caches no prefixes."""
     engine = start_engine(
         tiny_model,
         {
             "max_num_seqs": 12,
-            "block_size": 16,
-            "num_gpu_blocks_override": 34,
+            "block_size": 32,
+            "num_gpu_blocks_override": 18,
             "enable_prefix_caching": False,
+            # Else a model that knows nothing may write spaces for ever.
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         },
     )
     yield engine
@@ -328,10 +330,10 @@ def is_valid(form, text):
 
 @pytest.mark.parametrize(
     "form",
-    [{"regex": REGEX}, {"json": JSON_SCHEMA, "disable_any_whitespace": True}],
+    [{"regex": REGEX}, {"json": JSON_SCHEMA}],
     ids=["regex", "json schema"],
 )
-def test_structured_outputs_stay_valid_under_injections(tiny_engine, form):
+def test_structured_outputs_stay_valid_under_injections(small_engine, form):
     from vllm.sampling_params import StructuredOutputsParams
 
     rules = [
@@ -352,11 +354,11 @@ def test_structured_outputs_stay_valid_under_injections(tiny_engine, form):
             schedule,
             seed=number,
             key=f"{list(form)} {number}",
-            max_tokens=200,
+            max_tokens=100,
             detokenize=True,
             structured_outputs=StructuredOutputsParams(**form),
         )
-        futures.append(tiny_engine.submit([1, 4093, 198], params))
+        futures.append(small_engine.submit([1, 4093, 198], params))
     generations = [future.result() for future in futures]
     for generation in generations:
         assert generation.finish_reason == "stop"
@@ -398,7 +400,9 @@ def adapter(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lora_engine(tiny_model, adapter):
-    arguments = {"enable_lora": True, "max_loras": 1, "max_lora_rank": 8, "max_num_seqs": 64}
+    # vLLM's CPU kernels look up "no adapter" as the last place for one (vllm 0.32,
+    # lora/ops/torch_ops/lora_ops.py), so that place has to stay empty.
+    arguments = {"enable_lora": True, "max_loras": 2, "max_lora_rank": 8, "max_num_seqs": 64}
     engine = start_engine(tiny_model, arguments, lora_path=adapter)
     yield engine
     engine.close()

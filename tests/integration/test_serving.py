@@ -407,38 +407,52 @@ def test_chats_and_responses_take_schedules_too(client):
 # --- what is refused
 
 
-@pytest.mark.parametrize(
-    ("schedule", "more", "message"),
-    [
-        ("{", {}, "schedule: invalid JSON"),
-        ({"injekt": []}, {}, "injekt: unknown key; did you mean 'inject'"),
-        (
-            {"inject": [LIKELY | {"when": {"every": 0}}]},
-            {},
-            r"inject\[0\]\.when\.every: .*greater than or equal to 1",
-        ),
-        (
-            {"inject": [LIKELY | {"when": {"every": 10**30}}]},
-            {},
-            r"inject\[0\]\.when\.every: .*less than or equal to",
-        ),
-        (
-            {"inject": [LIKELY | {"when": {"at": [0]}, "vocabulary": {"exclude": ["digit"]}}]},
-            {},
-            r"inject\[0\]\.vocabulary\.exclude\[0\]: .*did you mean 'digits'",
-        ),
-        ({"base": {"temperature": 0.7}}, {}, "base: vLLM itself samples this; leave it out"),
-        (CASES["track"][0], {"temperature": 0.7}, "temperature = 1.0; found 0.7"),
-        (CASES["track"][0], {"frequency_penalty": 1}, "frequency_penalty = 0.0; found 1.0"),
-        (CASES["track"][0], {"n": 2}, "n > 1 needs a seed"),
-        (DISTINCT, {}, "draw: distinct needs a seed"),
-        (DISTINCT, {"siblings": "7"}, r"negtemp_siblings must be \[seed, index\]"),
-        (DISTINCT, {"seed": 6, "siblings": [7]}, "needs a request with that seed or one above"),
-    ],
-)
-def test_a_schedule_that_can_not_be_had_is_refused_with_its_reason(client, schedule, more, message):
+REFUSED = {
+    "no JSON": ("{", {}, "schedule: invalid JSON"),
+    "unknown key": ({"injekt": []}, {}, "injekt: unknown key; did you mean 'inject'"),
+    "number too small": (
+        {"inject": [LIKELY | {"when": {"every": 0}}]},
+        {},
+        r"inject\[0\]\.when\.every: .*greater than or equal to 1",
+    ),
+    "number too large for the sampler": (
+        {"inject": [LIKELY | {"when": {"every": 10**30}}]},
+        {},
+        r"inject\[0\]\.when\.every: .*less than",
+    ),
+    "unknown class": (
+        {"inject": [LIKELY | {"when": {"at": [0]}, "vocabulary": {"exclude": ["digit"]}}]},
+        {},
+        r"inject\[0\]\.vocabulary\.exclude\[0\]: .*did you mean 'digits'",
+    ),
+    "base of vLLM": ({"base": {"temperature": 0.7}}, {}, "base: vLLM itself samples this"),
+    "two temperatures": (CASES["track"][0], {"temperature": 0.7}, "temperature = 1.0; found 0.7"),
+    "penalty beside a base": (
+        CASES["track"][0],
+        {"frequency_penalty": 1},
+        "frequency_penalty = 0.0; found 1.0",
+    ),
+    "n without a seed": (CASES["track"][0], {"n": 2}, "n > 1 needs a seed"),
+    "distinct without a seed": (DISTINCT, {}, "draw: distinct needs a seed"),
+    "siblings of a wrong type": (
+        DISTINCT,
+        {"siblings": "7"},
+        r"negtemp_siblings must be \[seed, index\]",
+    ),
+    "before the first sibling": (
+        DISTINCT,
+        {"seed": 6, "siblings": [7]},
+        "needs a request with that seed or one above",
+    ),
+}
+"""Schedules, what else the request says, and the reason of its refusal."""
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_schedule_that_can_not_be_had_is_refused_with_its_reason(client, name):
     import openai
 
+    schedule, more, message = REFUSED[name]
     with pytest.raises(openai.BadRequestError, match=message):
         complete(client, schedule, **more)
 

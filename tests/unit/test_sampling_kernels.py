@@ -140,11 +140,11 @@ class BlockingCopies(TorchDispatchMode):
         self.found = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)]
-        if len({tensor.device for tensor in tensors}) > 1 and not (kwargs or {}).get(
-            "non_blocking"
-        ):
+        crosses = len({tensor.device for tensor in tensors}) > 1
+        if crosses and not kwargs.get("non_blocking"):
             self.found.append(func)
         return result
 
@@ -161,7 +161,7 @@ SCHEDULES = [
     Schedule((Rule(TextTrigger("word"), -1.0), Rule(TextTrigger("literal", "a"), -1.0))),
     Schedule(
         base=(
-            *tuple(Piece(2.0, n, support) for n, support in enumerate(SUPPORTS, 1)),
+            *(Piece(2.0, n, support) for n, support in enumerate(SUPPORTS, 1)),
             Piece(EntropyTemperature(1.0), 20),
             Piece(DynamicTemperature(0.1, 2.0), 30),
             Piece(AnnealedTemperature(2.0, 1.0, 4), top_k=6, top_p=0.95, min_p=0.1),

@@ -27,16 +27,16 @@ ARMS = {
     "xtc": (1.0, Support(xtc=0.11)),
 }
 WRONG = {
-    "negative": -1.25,
-    "cold negative": -0.125,
-    "uniform": 10.0,
-    "uniform from below": -10.0,
-    "hot": 2.5,
-    "model": 1.25,
-    "xtc": 1.5,
+    "negative": -1.5,
+    "cold negative": -0.15,
+    "uniform": 4.0,
+    "uniform from below": -4.0,
+    "hot": 4.0,
+    "model": 1.5,
+    "xtc": 2.0,
 }
 NOT_SPECIAL = Vocabulary(exclude=("special",))
-N_ROWS, N_STEPS = 120, 150
+N_ROWS, N_STEPS = 120, 80
 
 
 def drawn_by(implementation, rules, n_rows, n_steps):

@@ -16,7 +16,7 @@ SENTENCE, LINE, WORD = TextTrigger("sentence"), TextTrigger("line"), TextTrigger
 
 PIECES = [
     *(bytes([byte]) for byte in "ab.…”。」\u3000\u00a0é".encode()),
-    *(char.encode() for char in "ab \t\n.!?…\"')]”’»。！？」』）\u3000\u2028\x1c,é🙂"),
+    *(char.encode() for char in "ab \t\n.!?…\"')]”’»*。！？」』）\u3000\u2028\x1c,é🙂"),
     b"",
     b"\xff",
     b"ab",
@@ -46,7 +46,7 @@ def fires(trigger: TextTrigger, spelled: list[bytes], is_space_next: bool) -> bo
     chars = text.decode(errors="replace")
     if trigger.after == "word":
         return is_space_next and not chars[-1:].isspace() and chars != ""
-    is_over = re.search(r"""[.!?…]["')\]”’»]*\Z""", chars) is not None
+    is_over = re.search(r"""[.!?…]["')\]”’»*]*\Z""", chars) is not None
     is_over_cjk = re.search(r"""[。！？][」』）"'”’]*\Z""", chars) is not None
     return (is_over and is_space_next) or is_over_cjk
 
