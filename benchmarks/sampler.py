@@ -4,8 +4,8 @@
     python benchmarks/sampler.py decode           # the embedded model in vLLM, on this machine
     python benchmarks/sampler.py step --device cuda
 
-`step` compares, alternating in one run on the same rows, an in-place read and write of the rows (the
-floor), the sampler's step where every row injects, its step where every row is watched for its
+`step` compares, alternating in one run on the same rows, an in-place read and write of the rows
+(the floor), the sampler's step where every row injects, its step where every row is watched for its
 entropy and none injects, and vLLM's own min_p processor. On a GPU every step must be free of
 synchronisations, which torch checks.
 
@@ -221,8 +221,9 @@ def measure_decode(n_alternations, n_requests, n_tokens, arguments):
         return n_requests * n_tokens / seconds, counts
 
     print(
-        f"{device_name(torch.device('cpu' if is_cpu else 'cuda'))}; SmolLM2-135M, engine {arguments}; "
-        f"{n_requests} requests × {n_tokens} tokens a side and round, {n_alternations} rounds\n"
+        f"{device_name(torch.device('cpu' if is_cpu else 'cuda'))}; SmolLM2-135M, engine "
+        f"{arguments}; {n_requests} requests × {n_tokens} tokens a side and round, "
+        f"{n_alternations} rounds\n"
     )
     sides = {"plain": None} | SCHEDULES
     for name, rule in sides.items():

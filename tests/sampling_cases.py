@@ -1,6 +1,7 @@
 """What the sampler's tests share: a small model's tokens, rows of every kind, and a single step."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from unittest import mock
@@ -108,6 +109,10 @@ IMPLEMENTATIONS = {
     "host": Implementation(HostBackend, torch.device("cpu")),
     "dense": Implementation(DenseHostBackend, torch.device("cpu")),
 }
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from negtemp_data.sampling.triton_backend import TritonBackend
+
+    IMPLEMENTATIONS["kernels"] = Implementation(TritonBackend, torch.device("cpu"))
 
 
 def no_text(indices: np.ndarray) -> torch.Tensor:

@@ -7,8 +7,9 @@ spelling; bytes that are no UTF-8 count as U+FFFD, so as a character that is not
   occurrences may overlap. `line` is the literal "\n".
 - `word`: the text ends with a character that is not whitespace (`str.isspace`), and the model's
   most likely token begins with whitespace.
-- `sentence`: the text ends with one of . ! ? … and any number of " ' ) ] ” ’ » *, and the most likely
-  token begins with whitespace; or it ends with one of 。！？ and any number of 」 』 ） " ' ” ’.
+- `sentence`: the text ends with one of . ! ? … and any number of " ' ) ] ” ’ » *, and the most
+  likely token begins with whitespace; or it ends with one of 。！？ and any number of
+  」 』 ） " ' ” ’.
 
 An automaton over bytes is written for a trigger and run over all tokens at once; what is left is a
 table of states by tokens, so that a step of any batch is one look-up: state = next[state, token].

@@ -5,6 +5,7 @@ Every statistical test draws with fixed seeds 0, 1, 2, …, and rejects with a f
 1e-8, so that all of them together stay below 1e-6.
 """
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -254,12 +255,11 @@ def test_distinct_siblings_draw_without_replacement(tiny_engine, logits, tempera
     drawn = Counter(tuple(f.result().token_ids[0] for f in group) for group in futures)
     p = dict(zip(support.tolist(), exact(logits, support, temperature), strict=True))
     counts, expected, independent = [], [], []
-    for a in p:
-        for b in p.keys() - {a}:
-            for c in p.keys() - {a, b}:
-                counts.append(drawn.pop((a, b, c), 0))
-                expected.append(p[a] * p[b] / (1 - p[a]) * p[c] / (1 - p[a] - p[b]))
-                independent.append(p[a] * p[b] * p[c])
+    for triple in itertools.permutations(p, n_siblings):
+        a, b, c = (p[token] for token in triple)
+        counts.append(drawn.pop(triple, 0))
+        expected.append(a * b / (1 - a) * c / (1 - a - b))
+        independent.append(a * b * c)
     assert not drawn, "siblings drew one token twice"
     assert stats.chisquare(counts, np.array(expected) * n_groups).pvalue > ALPHA
     if math.isfinite(temperature):

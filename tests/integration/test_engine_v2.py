@@ -10,7 +10,6 @@ import json
 import re
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -57,11 +56,13 @@ def make_request(number, schedule, temperature):
     }
 
 
-GREEDY = [make_request(n, SCHEDULES[n % 8], 0.0) for n in range(16)]
-GREEDY += [make_request(16 + n, COLD, 1.0) for n in range(2)]
-SAMPLED = [make_request(20 + n, SCHEDULES[n % 8], 0.9) for n in range(8)]
-SAMPLED += [make_request(28 + n, HOT, 1.0) for n in range(2)]
-CONSTRAINED = [make_request(40 + n, SCHEDULES[n], 0.9) | {"regex": REGEX} for n in (0, 1, 3, 7)]
+GREEDY = [make_request(n, SCHEDULES[n % 8], 0.0) for n in range(10)]
+GREEDY.append(make_request(16, COLD, 1.0))
+SAMPLED = [make_request(20 + n, SCHEDULES[n], 0.9) for n in range(7)]
+SAMPLED.append(make_request(28, HOT, 1.0))
+CONSTRAINED = [make_request(40 + n, SCHEDULES[n], 0.9) | {"regex": REGEX} for n in (0, 1, 3)]
+for request in CONSTRAINED:
+    request["settings"]["ignore_eos"] = False
 N_GREEDY, N_SAMPLED = len(GREEDY), len(SAMPLED)
 
 
@@ -113,12 +114,10 @@ def plain(run):
 def test_both_runners_give_the_same_tokens_and_injections(run, plain):
     outcomes = plain["outcomes"][:N_GREEDY]
     assert run(GREEDY, is_v2=False)["outcomes"] == outcomes
-    n_injections = Counter()
-    for number, (_, injections, _) in enumerate(outcomes[:16]):
-        n_injections[number % 8] += len(injections)
-    assert min(n_injections[kind] for kind in range(7)) >= 4
-    assert n_injections[7] == 0
-    assert sum(deferred for *_, deferred in outcomes) >= 4
+    n_injections = [len(injections) for _, injections, _ in outcomes]
+    assert min(n_injections[:7]) >= 2
+    assert n_injections[SCHEDULES.index(None)] == 0
+    assert sum(deferred for *_, deferred in outcomes) >= 2
 
 
 def test_preemption_and_prefill_in_pieces_change_nothing(run, plain):
@@ -156,8 +155,6 @@ def test_draft_tokens_change_nothing(run, plain):
 def test_a_grammar_holds_under_injections(plain):
     begin = N_GREEDY + N_SAMPLED
     texts, outcomes = plain["texts"][begin:], plain["outcomes"][begin:]
-    # A token more than the text needs, which ends it; the others are ended by their length.
-    assert any("." in text for text in texts)
     for text in texts:
-        assert re.fullmatch(REGEX, text.replace("</s>", "")), text
-    assert sum(len(injections) for _, injections, _ in outcomes) >= 5
+        assert re.fullmatch(REGEX, text.removesuffix("</s>")), text
+    assert sum(len(injections) for _, injections, _ in outcomes) >= 4

@@ -344,7 +344,7 @@ def test_requests_at_the_same_time_and_pushed_out_have_the_tokens_that_they_have
     server, client
 ):
     wanted = [
-        request(schedule, seed=seed, max_tokens=64, **base)
+        request(schedule, seed=seed, max_tokens=48, **base)
         for seed in range(4)
         for schedule, base in [*CASES.values(), (None, {"temperature": 0.8})]
     ]

@@ -167,8 +167,12 @@ def is_certain(logits: np.ndarray, case: Case, mask: torch.Tensor) -> bool:
 
 def assert_same_draws(
     logits: np.ndarray, cases: Sequence[Case], request: DrawRequest, *, at_least: float = 0.8
-) -> None:
-    """Whether both draw the same wherever the support is certain, which most rows must be."""
+) -> Draw:
+    """Whether both draw the same wherever the support is certain, which most rows must be.
+
+    Returns:
+        What the kernels drew.
+    """
     ours, theirs = draw_both(logits, request)
     rows = request.row_K.tolist()
     n_compared = 0
@@ -189,6 +193,7 @@ def assert_same_draws(
             assert is_close(ours.logprob_K[k], theirs.logprob_K[k]), case
             assert is_close(ours.entropy_K[k], theirs.entropy_K[k]), case
     assert n_compared >= at_least * len(rows)
+    return ours
 
 
 def is_close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
@@ -358,10 +363,9 @@ def test_draws_equal_the_host_s_from_rows_of_several_tiles(width):
     ]
     logits = np.stack([row_of_kind(case.kind, width, generator) for case in cases])
     request = request_of(cases, range(len(cases)), masks(width, generator), generator)
-    assert_same_draws(logits, cases, request, at_least=0.6)
-    sizes = draw_both(logits, request)[0].support_size_K
+    ours = assert_same_draws(logits, cases, request, at_least=0.6)
     # Candidates in more blocks than are in hand at a time.
-    assert sizes.max() == width
+    assert ours.support_size_K.max() == width
 
 
 def test_siblings_take_every_candidate_once_and_begin_again():

@@ -36,7 +36,7 @@ WRONG = {
     "xtc": 2.0,
 }
 NOT_SPECIAL = Vocabulary(exclude=("special",))
-N_ROWS, N_STEPS = 120, 80
+N_ROWS, N_STEPS = 120, 60
 
 
 def drawn_by(implementation, rules, n_rows, n_steps):
