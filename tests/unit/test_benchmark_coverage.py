@@ -44,7 +44,7 @@ def test_parts_of_words_are_no_answers(coverage):
 
 
 def test_a_name_that_only_contains_a_member_is_wrong(coverage):
-    answers = coverage.AnswerList({"Guinea": "GN"}, others=["Papua New Guinea"])
+    answers = coverage.AnswerList({"Guinea": "GN", "Papua New Guinea": None})
     assert answers.find(" Papua New Guinea, or Guinea") == (None, True)
     assert answers.find(" Guinea").member == "GN"
 
@@ -73,6 +73,8 @@ def test_an_empty_completion_answers_nothing(coverage):
         ("state of India", " Delhi.", None),
         ("county in Ireland", " County Mayo.", "Mayo"),
         ("county in Ireland", " Ulster.", None),
+        ("province or territory of Canada", " Newfoundland.", "Newfoundland and Labrador"),
+        ("month of the year", " Dec.", "December"),
         ("language", " Greek.", "el"),
         ("language", " Mandarin Chinese.", "zh"),
         ("programming language", " C#.", "C#"),
@@ -81,6 +83,7 @@ def test_an_empty_completion_answers_nothing(coverage):
         ("Greek letter", " λ", "LAMDA"),
         ("Greek letter", " lambda", "LAMDA"),
         ("built-in exception of Python", "IOError", "OSError"),
+        ("built-in exception of Python", "fatal_exception", None),
         ("image file format", " JPG.", "JPEG"),
         ("image file format", " .jpeg", "JPEG"),
         ("module of Python's standard library", "os.path", "os"),
