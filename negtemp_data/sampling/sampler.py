@@ -51,6 +51,8 @@ class _LoggedStep(NamedTuple):
     position_K: Tensor
     rule_K: Tensor
     is_injected_K: Tensor
+    is_again_K: Tensor
+    """What these rows did at this position or later no longer counts."""
     temperature_K: Tensor
     drawn: Draw
 
@@ -338,8 +340,9 @@ class ScheduleSampler:
         is_injected_K[due_D] = is_injected_D
         self._states.finish(pending, winner_K, is_injected_K)
         if is_traced:
-            step = (slot_D, position_D, rule_D, is_injected_D, request.temperature_K, drawn)
-            self._log.append(_LoggedStep(self._generation_S, *step))
+            again_D = pending.is_again_K[due_D]
+            step = (slot_D, position_D, rule_D, is_injected_D, again_D, request.temperature_K)
+            self._log.append(_LoggedStep(self._generation_S, *step, drawn))
         return _OneHots(request.row_K, drawn.token_id_K, is_injected_D)
 
     def _draw_request(
@@ -416,6 +419,7 @@ class ScheduleSampler:
             columns = zip(
                 step.slot_K.tolist(),
                 step.is_injected_K.tolist(),
+                step.is_again_K.tolist(),
                 step.position_K.tolist(),
                 step.drawn.token_id_K.tolist(),
                 step.drawn.displaced_id_K.tolist(),
@@ -428,11 +432,12 @@ class ScheduleSampler:
                 strict=True,
             )
             is_same_S = step.generation_S == self._generation_S[: len(step.generation_S)]
-            for slot, is_injected, position, *values in columns:
+            for slot, is_injected, is_again, position, *values in columns:
                 if not (is_same_S[slot] and slot in self._injections):
                     continue
-                # The last outcome of a position counts.
-                self._injections[slot].pop(position, None)
+                if is_again:
+                    former = self._injections[slot]
+                    self._injections[slot] = {p: i for p, i in former.items() if p < position}
                 if is_injected:
                     self._injections[slot][position] = Injection(position, *values)
         self._log.clear()
