@@ -14,8 +14,7 @@ countries elsewhere, say) are matched too, and are wrong. For each k the measure
 different correct answers among k siblings, the mean over the prompt's groups of at least k. Every
 arm has the same groups and row seeds.
 
-The engine runs in float32: only there do siblings see the same logits whatever the batch, and so
-surely draw different tokens.
+The engine runs in float32: only there are siblings' logits the same whatever the batch.
 """
 
 import argparse
@@ -58,10 +57,9 @@ def normalise(text: str) -> str:
 
 
 class Answer(NamedTuple):
-    """What a completion answers."""
+    """What a completion answers; None: nothing of the list."""
 
     member: str | None
-    """None: nothing of the list."""
     begins: bool = False
     """Whether the completion begins with it."""
 
@@ -206,6 +204,11 @@ class Question(NamedTuple):
     quote: str = ""
     """What the model would write between "One … is" and the answer itself."""
 
+    def read(self, completion: str) -> Answer:
+        """What a completion answers; within a quotation that has to come first."""
+        answer = self.answers.find(completion)
+        return Answer(None) if self.quote and not answer.begins else answer
+
 
 def questions() -> list[Question]:
     """All questions, kinds mixed, so that the first few are of several kinds."""
@@ -311,8 +314,7 @@ def ask(engine: Any, question: Question) -> dict[str, list[Sample]]:
         for name in ARMS
     }
     generations = {name: [future.result() for future in futures[name]] for name in ARMS}
-    find = question.answers.find
-    return {name: [Sample(g, find(g.text)) for g in all_] for name, all_ in generations.items()}
+    return {name: [Sample(g, question.read(g.text)) for g in generations[name]] for name in ARMS}
 
 
 def encode(engine: Any, question: Question) -> list[int]:
@@ -478,9 +480,8 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print completions and their scoring")
     options = parser.parse_args()
     is_cpu = not torch.cuda.is_available()
-    n_cores = len(os.sched_getaffinity(0))
-    capability = torch.backends.cpu.get_cpu_capability()
-    device = f"{n_cores} CPU cores, {capability}" if is_cpu else torch.cuda.get_device_name()
+    cpu = f"{len(os.sched_getaffinity(0))} cores, {torch.backends.cpu.get_cpu_capability()}"
+    device = cpu if is_cpu else torch.cuda.get_device_name()
     engine = start_engine(is_cpu)
     asked: Asked = []
     begin = time.perf_counter()

@@ -11,7 +11,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from negtemp_data.jobspec.candidates import Support, SupportConfig, VocabularyConfig
-from negtemp_data.jobspec.strict import Fraction, SignedTemperature, StrictModel, tag_by_key
+from negtemp_data.jobspec.strict import (
+    MANY_TOKENS,
+    Fraction,
+    SignedTemperature,
+    StrictModel,
+    tag_by_key,
+)
 
 _ENGINE_MIN_TEMPERATURE = 0.01
 """Least temperature but 0 that vLLM takes as it is. Source: vllm 0.32, sampling_params.py."""
@@ -44,7 +50,7 @@ class CandidatesConfig(StrictModel):
     or `special` is excluded."""
     top_p: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
     """Keep the smallest set of tokens with this much probability; 1 keeps all."""
-    top_k: int = Field(default=0, ge=0)
+    top_k: int = Field(default=0, ge=0, lt=MANY_TOKENS)
     """Keep this many most likely tokens; 0 keeps all."""
     min_p: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
     """Keep tokens at least this likely, relative to the most likely one; 0 keeps all."""
@@ -97,7 +103,7 @@ class _MovingBase(StrictModel):
 class PieceConfig(CandidatesConfig, _MovingBase):
     """One stretch of a track."""
 
-    until: int | None = Field(default=None, ge=1)
+    until: int | None = Field(default=None, ge=1, lt=MANY_TOKENS)
     """First position that is not of this piece any more; null: the last piece."""
     temperature: SignedTemperature = 1.0
     """Softmax temperature of the stretch."""

@@ -12,7 +12,7 @@ import regex
 from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from negtemp_data.errors import quote
-from negtemp_data.jobspec.strict import Fraction, StrictModel
+from negtemp_data.jobspec.strict import MANY_TOKENS, Fraction, StrictModel
 
 TOKEN_CLASSES = (
     "special",
@@ -96,7 +96,7 @@ class SupportConfig(StrictModel):
     """Tokens at least this likely, relative to the most likely one (2407.01082)."""
     top_p: Fraction | None = None
     """The smallest set of most likely tokens that holds this much probability."""
-    top_k: int | None = Field(default=None, ge=2)
+    top_k: int | None = Field(default=None, ge=2, lt=MANY_TOKENS)
     """This many most likely tokens. One would leave nothing to choose from."""
     top_n_sigma: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Tokens whose logit is within this many standard deviations of the largest (2411.07641)."""

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from negtemp_data.jobspec.base import Base, ConstantBaseConfig
 from negtemp_data.jobspec.candidates import Support, SupportConfig, TokenClass, VocabularyConfig
-from negtemp_data.jobspec.strict import SignedTemperature, StrictModel
+from negtemp_data.jobspec.strict import MANY_TOKENS, SignedTemperature, StrictModel
 from negtemp_data.jobspec.when import When
 
 
@@ -27,7 +27,7 @@ class RuleConfig(StrictModel):
     guard: list[TokenClass] = []
     """Token classes that must not be displaced: where the most likely token is of one of them,
     nothing is injected."""
-    defer: int = Field(default=4, ge=0)
+    defer: int = Field(default=4, ge=0, lt=MANY_TOKENS)
     """Steps that an injection may wait where fewer than two candidates exist; 0: skip it."""
     draw: Literal["independent", "distinct"] = "independent"
     """`distinct`: the samples of a prompt share the noise, and each takes another one of the best

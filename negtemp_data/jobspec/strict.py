@@ -17,6 +17,9 @@ from pydantic import (
     WithJsonSchema,
 )
 
+MANY_TOKENS = 2**31
+"""More than any completion has; numbers of tokens are below it, so that the sampler's sums fit."""
+
 
 class StrictModel(BaseModel):
     """Unknown keys and wrong types are errors; instances are immutable.

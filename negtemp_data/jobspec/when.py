@@ -5,21 +5,21 @@ from typing import Annotated, Any, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from negtemp_data.jobspec.strict import StrictModel, tag_by_key
+from negtemp_data.jobspec.strict import MANY_TOKENS, StrictModel, tag_by_key
 
 
 class WhenConfig(StrictModel):
     """What every kind of `when` takes."""
 
-    start: int = Field(default=0, ge=0)
+    start: int = Field(default=0, ge=0, lt=MANY_TOKENS)
     """First position (generated tokens, counted from 0) at which the rule may fire."""
-    stop: int | None = Field(default=None, ge=1)
+    stop: int | None = Field(default=None, ge=1, lt=MANY_TOKENS)
     """The rule does not fire at this position or later; null: never stops."""
-    cooldown: int = Field(default=0, ge=0)
+    cooldown: int = Field(default=0, ge=0, lt=MANY_TOKENS)
     """Tokens to leave alone after a burst."""
-    burst: int = Field(default=1, ge=1)
+    burst: int = Field(default=1, ge=1, lt=MANY_TOKENS)
     """Consecutive injections per firing."""
-    max: int | None = Field(default=None, ge=1)
+    max: int | None = Field(default=None, ge=1, lt=MANY_TOKENS)
     """Most tokens that the rule injects into one sample; null: no limit."""
 
     @model_validator(mode="after")
@@ -32,9 +32,9 @@ class WhenConfig(StrictModel):
 class EveryConfig(WhenConfig):
     """Fires at start + k·every + U{0…jitter}."""
 
-    every: int = Field(ge=1)
+    every: int = Field(ge=1, lt=MANY_TOKENS)
     """Tokens from one firing to the next."""
-    jitter: int = Field(default=0, ge=0)
+    jitter: int = Field(default=0, ge=0, lt=MANY_TOKENS)
     """Each firing is late by a number of tokens drawn from 0 to jitter; must be less than every."""
 
     @model_validator(mode="after")
@@ -54,7 +54,7 @@ class RateConfig(WhenConfig):
 class AtConfig(WhenConfig):
     """Fires at given positions."""
 
-    at: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    at: list[Annotated[int, Field(ge=0, lt=MANY_TOKENS)]] = Field(min_length=1)
     """Positions, rising; 0 is the first generated token."""
 
     @model_validator(mode="after")

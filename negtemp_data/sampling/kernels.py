@@ -424,7 +424,8 @@ def _score(z, origin, temperature, noise):
 @triton.jit
 def _key(score, token_id):
     """int64 that rises with the score, and among equal ones with falling ids."""
-    bits = score.to(tl.int32, bitcast=True)
+    # −0 is as large as 0, but has other bits.
+    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)
     rising = tl.where(bits < 0, bits ^ _ID_BITS, bits)
     return (rising.to(tl.int64) << 32) | (token_id ^ _ID_BITS).to(tl.int64)
 

@@ -62,7 +62,7 @@ SAMPLED = [make_request(20 + n, SCHEDULES[n], 0.9) for n in range(7)]
 SAMPLED.append(make_request(28, HOT, 1.0))
 CONSTRAINED = [make_request(40 + n, SCHEDULES[n], 0.9) | {"regex": REGEX} for n in (0, 1, 3)]
 for request in CONSTRAINED:
-    request["settings"]["ignore_eos"] = False
+    request["settings"] |= {"ignore_eos": False, "max_tokens": 40}
 N_GREEDY, N_SAMPLED = len(GREEDY), len(SAMPLED)
 
 

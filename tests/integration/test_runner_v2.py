@@ -492,7 +492,7 @@ def test_a_request_gets_what_it_would_get_alone(configs, table, has_drafts, grou
     config = configs[has_drafts]
     model = Model(config.model_config.get_vocab_size(), table)
     seen, n_injected, n_deferred = Counter(), 0, 0
-    for scenario in range(10 * group, 10 * group + 10):
+    for scenario in range(8 * group, 8 * group + 8):
         rng = np.random.default_rng(scenario)
         jobs = make_jobs(rng, model, table, f"{scenario}/{has_drafts}")
         runner = Runner(config, model, jobs, rng)
@@ -509,7 +509,7 @@ def test_a_request_gets_what_it_would_get_alone(configs, table, has_drafts, grou
                 n_injected += len(expected.injections)
                 n_deferred += expected.deferred
     # Else the scenarios would show little.
-    assert n_injected > 100 and n_deferred > 10
-    assert min(seen[name] for name in ("preempted", "dropped", "overrun")) > 10
+    assert n_injected > 80 and n_deferred > 8
+    assert min(seen[name] for name in ("preempted", "dropped", "overrun")) > 8
     if has_drafts:
-        assert min(seen[name] for name in ("accepted", "rejected", "split")) > 10
+        assert min(seen[name] for name in ("accepted", "rejected", "split")) > 8

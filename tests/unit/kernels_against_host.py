@@ -393,6 +393,19 @@ def test_ties_in_the_score_go_to_the_lowest_id_and_siblings_take_them_in_order()
     assert ours.token_id_K.tolist() == theirs.token_id_K.tolist() == [5, 140, 290, 0, 1]
 
 
+def test_zeros_of_either_sign_tie():
+    logits = np.full((2, 40), -1.0, dtype=np.float32)
+    logits[0, [7, 20]] = -0.0, 0.0
+    logits[1, [7, 20]] = 0.0, -0.0
+    generator = np.random.default_rng(12)
+    cases = [Case("ties", 0.0), Case("ties", 0.0)]
+    request = request_of(cases, range(2), masks(40, generator), generator)
+    ours, theirs = draw_both(logits, request)
+    assert ours.token_id_K.tolist() == theirs.token_id_K.tolist() == [7, 7]
+    assert ours.displaced_id_K.tolist() == theirs.displaced_id_K.tolist() == [7, 7]
+    assert ours.rank_K.tolist() == theirs.rank_K.tolist() == [2, 2]
+
+
 def test_xtc_counts_tokens_below_the_other_limits_in_blocks_of_their_own():
     logits = np.full((1, 300), -20.0, dtype=np.float32)
     logits[0, [0, 10, 200]] = 0.0, -0.1, -2.0

@@ -84,23 +84,26 @@ def test_an_empty_completion_answers_nothing(coverage):
         ("Greek letter", " lambda", "LAMDA"),
         ("built-in exception of Python", "IOError", "OSError"),
         ("built-in exception of Python", "fatal_exception", None),
+        ("built-in exception of Python", "TypeError: can't", "TypeError"),
         ("image file format", " JPG.", "JPEG"),
         ("image file format", " .jpeg", "JPEG"),
         ("module of Python's standard library", "os.path", "os"),
         ("module of Python's standard library", "numpy", None),
+        ("module of Python's standard library", "f-string", None),
     ],
 )
-def test_the_lists_hold_what_their_question_asks_for(coverage, lists, what, text, member):
-    assert lists[what].find(text).member == member
+def test_the_lists_hold_what_their_question_asks_for(questions, what, text, member):
+    assert questions[what].read(text).member == member
 
 
 @pytest.fixture(scope="module")
-def lists(coverage):
-    return {question.what: question.answers for question in coverage.questions()}
+def questions(coverage):
+    return {question.what: question for question in coverage.questions()}
 
 
-def test_every_member_of_a_list_is_found_by_one_of_its_names(coverage, lists):
-    for what, answers in lists.items():
+def test_every_member_of_a_list_is_found_by_one_of_its_names(questions):
+    for what, question in questions.items():
+        answers = question.answers
         found = {answers.find(name).member for name in answers.names} - {None}
         assert len(found) == answers.size, what
         assert "" not in answers.names, what
