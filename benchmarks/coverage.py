@@ -12,7 +12,7 @@ siblings drawing independently or distinctly.
 The answer of a completion is the first name of the list in it; names that would mislead (those of
 countries elsewhere, say) are matched too, and are wrong. For each k the measure is the number of
 different correct answers among k siblings, the mean over the prompt's groups of at least k. Every
-arm has the same groups and row seeds.
+arm has the same groups and row seeds, but for the second run of the control.
 
 The engine runs in float32: only there are siblings' logits the same whatever the batch.
 """
