@@ -63,9 +63,12 @@ def tiny_model(smol_model: str, tmp_path_factory: pytest.TempPathFactory) -> str
     return str(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tiny_engine(tiny_model: str) -> Iterator[Any]:
-    """A real engine on the tiny model in float32, in this process."""
+    """A real engine on the tiny model in float32, in this process.
+
+    No longer than a module: an engine that is closed ends vLLM's process groups for all of them.
+    """
     from negtemp_data.engine.engine import Engine, EngineSpec
 
     engine = Engine(

@@ -20,6 +20,7 @@ from reference_supports import (
     TokenSet,
     candidates,
     entropy,
+    entropy_slack,
     finite_ids,
     is_broken,
     nucleus,
@@ -28,8 +29,6 @@ from reference_supports import (
 
 LOGIT_RELATIVE = 2e-6
 """Relative error of (z - r)/T in float32: three roundings, and that of T itself."""
-ENTROPY_ERROR = 2e-6
-"""Error of the entropy in float32, in nats, where a temperature follows from it."""
 LARGEST = 3e38
 """Beyond it a float32 is infinite: such a token may be left out, or kept."""
 SMALLEST = 2e-38
@@ -135,7 +134,7 @@ def _interval(piece: Piece, position: int, logits: Sequence[float]) -> tuple[flo
         exact = temperature_at(piece, position, 0.0, 1)
         return exact, exact if exact == 0 else math.copysign(max(abs(exact), SMALLEST), exact)
     nats, n_finite = entropy(logits), len(finite_ids(logits))
-    error = 0.0 if n_finite == 1 else ENTROPY_ERROR
+    error = 0.0 if n_finite == 1 else entropy_slack(logits)
     values = [
         temperature_at(piece, position, max(each, 0.0), n_finite)
         for each in (nats - error, nats + error)

@@ -20,6 +20,7 @@ from reference_supports import (
     TokenSet,
     candidates,
     entropy,
+    entropy_slack,
     log_softmax,
     logit_slack,
 )
@@ -28,8 +29,8 @@ from reference_triggers import may_fire, most_likely
 SCORE_RELATIVE, SCORE_ABSOLUTE = 1e-6, 1e-5
 """Scores this near to each other may change places in float32: each has three roundings and two
 logarithms."""
-NATS_RELATIVE, NATS_ABSOLUTE = 1e-6, 1e-5
-"""Error of a record's log-probability and entropy."""
+NATS_RELATIVE, NATS_ABSOLUTE = 1e-6, 2e-6
+"""Error of a record's log-probability and entropy, besides what the row's own logits add."""
 
 # --- the draw
 
@@ -70,8 +71,10 @@ class ReferenceInjection:
     """The records that may be right, by token and size of the support."""
     best: Injection
     """The one that float64 finds."""
-    slack: float
-    """Error of the log-probability, in nats, besides that of each number by itself."""
+    logprob_slack: float
+    """Error of the log-probability, in nats, besides that of any number of its size."""
+    entropy_slack: float
+    """That of the entropy."""
 
     @property
     def tokens(self) -> set[int]:
@@ -127,7 +130,8 @@ def inject(
         outcomes={(record.token_id, record.support_size): record for record in outcomes},
         best=best,
         # Where a float32 step is larger than ln V, ln Σ exp(z) can't be told from the peak.
-        slack=min(logit_slack(logits), math.log(len(logits))),
+        logprob_slack=min(logit_slack(logits), math.log(len(logits))),
+        entropy_slack=entropy_slack(logits),
     )
 
 
@@ -303,18 +307,18 @@ def differences(trace: Trace, expected: ReferenceRow) -> list[str]:
         return [*found, f"injected at {ours}, not {theirs}"]
     for injection, reference in zip(trace.injections, expected.injections, strict=True):
         outcome = reference.outcomes.get((injection.token_id, injection.support_size))
-        if outcome is None or not _is_close(injection, outcome, reference.slack):
+        if outcome is None or not _is_close(injection, outcome, reference):
             found.append(f"{injection}, not {outcome or reference.best}")
     return found
 
 
-def _is_close(ours: Injection, theirs: Injection, slack: float) -> bool:
+def _is_close(ours: Injection, theirs: Injection, reference: ReferenceInjection) -> bool:
     inexact = {"temperature": 0.0, "logprob": 0.0, "entropy": 0.0}
     return (
         ours._replace(**inexact) == theirs._replace(**inexact)
         and math.isclose(ours.temperature, theirs.temperature, rel_tol=1e-6)
-        and _is_near(ours.logprob, theirs.logprob, slack)
-        and _is_near(ours.entropy, theirs.entropy, 0.0)
+        and _is_near(ours.logprob, theirs.logprob, reference.logprob_slack)
+        and _is_near(ours.entropy, theirs.entropy, reference.entropy_slack)
     )
 
 

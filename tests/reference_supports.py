@@ -15,6 +15,8 @@ RELATIVE_PROBABILITY = 1e-5
 """A token this near to a limit, as a ratio of probabilities, may fall on either side of it."""
 LOGIT_ULPS = 4
 """So may one within this many float32 steps of the row's largest logit."""
+LARGEST_UNSHIFTED = 64.0
+"""Sums over logits larger than this have to be taken relative to the largest."""
 
 TokenSet = frozenset[int]
 
@@ -72,6 +74,13 @@ def logit_slack(logits: Sequence[float]) -> float:
     """Error of ln Σ exp(z) in float32, and so of what is compared with it, in nats."""
     largest = max(abs(logits[i]) for i in finite_ids(logits))
     return LOGIT_ULPS * float(np.spacing(np.float32(largest)))
+
+
+def entropy_slack(logits: Sequence[float]) -> float:
+    """Error of the entropy in float32, in nats: of ln Σ exp(z) - Σ p·z, which are logits."""
+    largest = max(abs(logits[i]) for i in finite_ids(logits))
+    step = float(np.spacing(np.float32(min(largest, LARGEST_UNSHIFTED))))
+    return 1e-6 + LOGIT_ULPS * step
 
 
 def entropy(logits: Sequence[float]) -> float:

@@ -17,12 +17,17 @@ from negtemp_data.sampling import (
     TextTrigger,
 )
 from reference_noise import JITTER, RATE, WORD, random_word
-from reference_supports import ReferenceTokens, entropy, finite_ids, is_broken, log_softmax
+from reference_supports import (
+    ReferenceTokens,
+    entropy,
+    entropy_slack,
+    finite_ids,
+    is_broken,
+    log_softmax,
+)
 
-ENTROPY_SLACK = 1e-5
-"""An entropy this near to a bound, in nats, may fall on either side of it in float32."""
 MARGIN_SLACK = 1e-5
-"""So may a lead of the most likely token."""
+"""A lead this near to a bound may fall on either side of it in float32."""
 
 WHITESPACE = b" \t\n\r"
 
@@ -67,8 +72,9 @@ def may_fire(
         case EntropyTrigger(above, below):
             if is_broken(logits):
                 return {False}
-            nats = entropy(logits)
-            return _is_within(above, nats, ENTROPY_SLACK) | _is_within(nats, below, ENTROPY_SLACK)
+            nats, slack = entropy(logits), entropy_slack(logits)
+            is_above, is_below = _is_within(above, nats, slack), _is_within(nats, below, slack)
+            return {either or other for either in is_above for other in is_below}
         case MarginTrigger(below):
             return {False} if is_broken(logits) else _leads_by_less(logits, below)
         case _:

@@ -52,8 +52,8 @@ VOCABULARIES = [
 ]
 
 KINDS = [
-    "flat", "peaked", "ties", "masked", "equal", "single", "huge", "tiny", "offset", "bf16",
-    "nan", "all nan", "infinite", "forbidden",
+    "flat", "peaked", "ties", "masked", "equal", "single", "huge", "tiny", "raised", "offset",
+    "bf16", "nan", "all nan", "infinite", "forbidden",
 ]  # fmt: skip
 BROKEN_KINDS = {"nan", "all nan", "infinite", "forbidden"}
 """Rows whose softmax has no meaning; no model makes them on purpose."""
@@ -72,6 +72,7 @@ def logits_of_kind(kind: str, generator: np.random.Generator) -> np.ndarray:
         "single": np.where(ids == 3, normal, -np.inf),
         "huge": generator.choice([-1e30, 0.0, 1e29, 1e30], WIDTH),
         "tiny": normal * 1e-30,
+        "raised": normal * 3 + 50,
         "offset": normal + 90,
         "bf16": torch.from_numpy(normal * 5).to(torch.bfloat16).to(torch.float64).numpy(),
         "nan": np.where(ids % 5 == 2, np.nan, normal),
@@ -95,10 +96,12 @@ class Implementation:
     backend: Callable[[], Backend]
     device: torch.device
 
-    def sampler(self, tokens: ReferenceTokens, width: int) -> ScheduleSampler:
+    def sampler(
+        self, tokens: ReferenceTokens, width: int, rows_per_request: int = 1
+    ) -> ScheduleSampler:
         """A sampler that uses it."""
         with mock.patch.object(sampler_module, "backend_for", return_value=self.backend()):
-            return ScheduleSampler(tokens.table(), width, self.device)
+            return ScheduleSampler(tokens.table(), width, self.device, rows_per_request)
 
     def tensor(self, logits: np.ndarray) -> torch.Tensor:
         """A batch to be stepped; the array stays as it is."""

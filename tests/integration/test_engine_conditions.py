@@ -234,7 +234,9 @@ def chunking_llm(tiny_model):
         "logits_processors": ["negtemp_data.engine.processor_v1:ScheduleProcessor"],
         "worker_extension_cls": "negtemp_data.engine.extension.InjectionExtension",
     }
-    return LLM(tiny_model, **arguments)
+    llm = LLM(tiny_model, **arguments)
+    yield llm
+    llm.llm_engine.engine_core.shutdown()
 
 
 def test_the_samples_of_one_request_are_those_of_single_requests(chunking_llm, tiny_engine):

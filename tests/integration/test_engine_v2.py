@@ -29,7 +29,7 @@ SCHEDULES = [
     {"inject": [RULE | {"when": {"after": "word"}, "support": "all", "temperature": "-inf"}]},
     {"inject": [RULE | {"when": {"every": 3}, "support": {"min_p": 0.8}, "defer": 5}]},
     {"inject": [RULE | {"when": {"at": [0, 1, 7, 12]}, "draw": "distinct"}]},
-    {"inject": [RULE | {"when": {"margin": {"below": 0.01}, "start": 2, "stop": 20}}]},
+    {"inject": [RULE | {"when": {"margin": {"below": 0.05}, "start": 2, "stop": 20}}]},
     None,
 ]
 HOT = {

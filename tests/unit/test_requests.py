@@ -324,6 +324,9 @@ def test_untraced_requests_that_are_in_the_batch_are_never_forgotten(slots: Requ
     params = admitted(ONCE)
     slot = slots.enter(params)
     assert is_injected(slots, slot, 0)
+    # It was away once.
+    slots.leave([slot])
+    assert slots.enter(params) == slot
     for _ in range(100):
         slots.leave([slots.enter(admitted(ONCE))])
     assert slots.enter(params) == slot

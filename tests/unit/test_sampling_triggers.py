@@ -52,6 +52,23 @@ def test_rules_that_read_logits_fire_as_the_reference_does(implementation, batch
             assert step.difference(before.tolist(), row.tolist()) is None
 
 
+def test_the_reference_is_sure_of_most_firings():
+    # Guards the test above: tolerances that swallowed everything would hide any fault.
+    generator = np.random.default_rng(2)
+    triggers = [
+        *[EntropyTrigger(above=bound) for bound in (0.3, 1.1, 2.0)],
+        *[MarginTrigger(bound) for bound in (0.1, 0.5)],
+    ]
+    rows = [
+        reference.ReferenceRow(Schedule((Rule(trigger, -1.0),)), 1, TOKENS)
+        for trigger in triggers * 200
+    ]
+    for i, row in enumerate(rows):
+        row.step(0, logits_of_kind(KINDS[i % len(KINDS)], generator).tolist())
+    assert sum(row.is_sure for row in rows) / len(rows) > 0.98
+    assert 0.2 < sum(bool(row.injections) for row in rows) / len(rows) < 0.8
+
+
 def fires_on(implementation, trigger, row):
     """Whether a rule injects into this row."""
     logits = np.full((1, WIDTH), -np.inf, dtype=np.float32)
