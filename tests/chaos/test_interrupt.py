@@ -19,8 +19,8 @@ seed: 3
 prompts: {{source: {prompts}, id: id}}
 generate:
   model: {model}
-  max_tokens: 250
-  min_tokens: 250
+  max_tokens: 100
+  min_tokens: 100
   samples: {{control: 2, negative: 2}}
   engine: {{dtype: float32, max_model_len: 1024, max_num_seqs: 16}}
 schedules:

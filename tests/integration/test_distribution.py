@@ -187,7 +187,7 @@ def test_xtc_drops_the_likely_tokens_but_the_least_of_them_half_of_the_time(tiny
     }
     kept = np.where(p <= likely, p, 0)
     kept /= kept.sum()
-    drawn = draw(tiny_engine, schedule, 6000, "xtc")
+    drawn = draw(tiny_engine, schedule, 3000, "xtc")
     with_xtc = [g.token_ids[0] for g in drawn if g.trace.injections]
     without = [g.token_ids[0] for g in drawn if not g.trace.injections]
     assert stats.binomtest(len(with_xtc), len(drawn), 0.5).pvalue > ALPHA

@@ -1,5 +1,6 @@
 """A float32 run is confirmed from outside, token by token, and repeats itself exactly."""
 
+import dataclasses
 import json
 import math
 
@@ -65,16 +66,15 @@ TIE = 1e-3
 
 @pytest.fixture(scope="module")
 def runs(negtemp, smol_model, tmp_path_factory):
-    """Rows by id of the same job, run twice with batches of different size."""
+    """Rows by id of a job, and those of its last prompts in batches of another size."""
     folder = tmp_path_factory.mktemp("replay")
-    prompts = folder / "prompts.jsonl"
     texts = ["Why does it rain?", "Tell me about foxes.", "Plan a picnic.", "What is a comet?"]
-    prompts.write_text(
-        "".join(json.dumps({"id": f"p{i}", "prompt": t}) + "\n" for i, t in enumerate(texts))
-    )
+    lines = [json.dumps({"id": f"p{i}", "prompt": t}) + "\n" for i, t in enumerate(texts)]
     rows = []
-    for name, extra in (("a", []), ("b", ["--set", "generate.engine.max_num_seqs=3"])):
+    for name, first, extra in (("a", 0, []), ("b", 2, ["--set", "generate.engine.max_num_seqs=3"])):
         out = folder / name
+        prompts = folder / f"{name}.jsonl"
+        prompts.write_text("".join(lines[first:]))
         job = folder / f"{name}.yaml"
         job.write_text(JOB.format(prompts=prompts, model=smol_model, out=out))
         done = negtemp("run", str(job), *extra)
@@ -91,9 +91,9 @@ def load(out):
 
 def test_the_same_job_gives_the_same_tokens_and_injections_at_any_batch_size(runs):
     _, first, second = runs
-    assert first.keys() == second.keys() and len(first) == 40
-    for row_id, row in first.items():
-        other = second[row_id]
+    assert len(first) == 40 and len(second) == 20
+    for row_id, other in second.items():
+        row = first[row_id]
         assert row["token_ids"] == other["token_ids"], row_id
         discrete = ("position", "token_id", "displaced_id", "support_size", "rank", "rule")
         assert [[i[k] for k in discrete] for i in row["injections"]] == [
@@ -151,7 +151,6 @@ def test_every_record_is_confirmed_by_an_independent_forward_pass(replayed):
     assert {rule for arm, rule in seen if arm == "negative"} == {0, 1}
 
 
-@pytest.mark.slow
 def test_the_injections_are_those_of_the_reference_on_independent_logits(
     runs, replayed, smol_model
 ):
@@ -174,8 +173,10 @@ def test_the_injections_are_those_of_the_reference_on_independent_logits(
     for row, logits in replayed():
         if row["sample"] > 0 or row["arm"] == "control":
             continue
+        # The base has no part in it: an injection is drawn from the logits as they came.
+        schedule = dataclasses.replace(compile_schedule(job.schedules[row["arm"]]), base=())
         expected = ReferenceRow(
-            compile_schedule(job.schedules[row["arm"]]),
+            schedule,
             row["seed"],
             tokens,
             Siblings(group_seed(job.seed, row["prompt_id"]), row["sample"]),
@@ -193,7 +194,6 @@ def test_the_injections_are_those_of_the_reference_on_independent_logits(
     assert n_ties <= max(1, 0.001 * n_injections)
 
 
-@pytest.mark.slow
 def test_distinct_siblings_begin_with_different_tokens(runs):
     _, rows, _ = runs
     for prompt in {row["prompt_id"] for row in rows.values()}:
