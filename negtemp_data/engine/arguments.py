@@ -66,11 +66,16 @@ def machine_defaults(is_cpu: bool) -> dict[str, Any]:
 
     On a CPU: no compilation (60 to 90 s for a tenth more speed), and no chunked prefill, because
     vLLM's seeded CPU sampler fails when a prefill is cut (vllm 0.32, "CPU Generator does not use
-    offset"); so a prefill has to fit in one step.
+    offset"); so a prefill has to fit in one step. Where oneDNN does not do bfloat16 (x86 without
+    AVX-512), products of matrices take five times as long in it as in float32.
     """
     if not is_cpu:
         return {}
+    import torch  # noqa: PLC0415
+
+    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return {
+        "dtype": "auto" if has_bf16 else "float32",
         "enforce_eager": True,
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": _CPU_MAX_BATCHED_TOKENS,
