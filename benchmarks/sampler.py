@@ -170,7 +170,7 @@ SCHEDULES = {
 }
 
 
-def measure_decode(n_alternations, n_requests, n_tokens, arguments):
+def measure_decode(n_alternations, n_requests, n_tokens):
     import json
 
     from vllm import SamplingParams
@@ -182,9 +182,7 @@ def measure_decode(n_alternations, n_requests, n_tokens, arguments):
 
     is_cpu = not torch.cuda.is_available()
     model = resolve_model("smollm2-135m-instruct").path
-    engine = Engine(
-        EngineSpec(model, {"max_model_len": 512, **arguments}, is_cpu=is_cpu, replicas=1)
-    )
+    engine = Engine(EngineSpec(model, {"max_model_len": 512}, is_cpu=is_cpu, replicas=1))
     prompts = [
         engine.tokenizer.apply_chat_template(
             [{"role": "user", "content": f"Write a few sentences about the number {i}."}],
@@ -194,7 +192,7 @@ def measure_decode(n_alternations, n_requests, n_tokens, arguments):
         for i in range(n_requests)
     ]
 
-    def decode(name, rule):
+    def decode(name, rule, n_tokens):
         futures = []
         for i, prompt in enumerate(prompts):
             extra = None
@@ -221,20 +219,20 @@ def measure_decode(n_alternations, n_requests, n_tokens, arguments):
         return n_requests * n_tokens / seconds, counts
 
     print(
-        f"{device_name(torch.device('cpu' if is_cpu else 'cuda'))}; SmolLM2-135M, engine "
-        f"{arguments}; {n_requests} requests × {n_tokens} tokens a side and round, "
-        f"{n_alternations} rounds\n"
+        f"{device_name(torch.device('cpu' if is_cpu else 'cuda'))}; SmolLM2-135M in "
+        f"{engine._llm.model_config.dtype}; {n_requests} requests × {n_tokens} tokens a side and "
+        f"round, {n_alternations} rounds\n"
     )
     sides = {"plain": None} | SCHEDULES
     for name, rule in sides.items():
-        decode(f"warm {name}", rule)
+        decode(f"warm {name}", rule, 8)
     speeds = {name: [] for name in sides}
     counts = {}
     for round_ in range(n_alternations):
         # The order turns, so that no side always follows the same other.
         names = list(sides)[round_ % len(sides) :] + list(sides)[: round_ % len(sides)]
         for name in names:
-            speed, counts[name] = decode(f"{round_} {name}", sides[name])
+            speed, counts[name] = decode(f"{round_} {name}", sides[name], n_tokens)
             speeds[name].append(speed)
     engine.close()
     print("| schedule | tokens/s | ÷ plain: median | 95% interval | injections | deferred |")
@@ -268,12 +266,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--requests", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
     if options.what in ("step", "all"):
         measure_steps(torch.device(options.device), options.rounds)
     if options.what in ("decode", "all"):
-        measure_decode(options.rounds, options.requests, options.tokens, {"dtype": options.dtype})
+        measure_decode(options.rounds, options.requests, options.tokens)
 
 
 if __name__ == "__main__":

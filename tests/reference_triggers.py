@@ -90,7 +90,7 @@ def _is_within(low: float, high: float, slack: float) -> set[bool]:
 
 def _leads_by_less(logits: Sequence[float], below: float) -> set[bool]:
     if len(finite_ids(logits)) == 1:
-        return {below > 1}
+        return _is_within(1.0, below, MARGIN_SLACK)
     first, second = sorted(log_softmax(logits), reverse=True)[:2]
     if first == second:
         return {below > 0}

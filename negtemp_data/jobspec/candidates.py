@@ -4,7 +4,6 @@ Injections and bases share them. Definitions of the limits and classes are those
 `negtemp_data.sampling`; here is only what the job file may say.
 """
 
-import re
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
@@ -54,13 +53,13 @@ def _check_pattern(pattern: str) -> None:
     if not pattern:
         raise ValueError("regex: needs a pattern behind it")
     try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
+        regex.compile(pattern)
+    except (regex.error, RecursionError, OverflowError) as error:
         raise ValueError(f"regex:{quote(pattern)} is no regular expression: {error}") from error
 
 
 def _is_script(name: str) -> bool:
-    if not re.fullmatch(r"[A-Za-z_]+", name):
+    if not regex.fullmatch(r"[A-Za-z_]+", name):
         return False
     try:
         # The library knows the scripts of Unicode, and forgives case and `_`.

@@ -54,7 +54,7 @@ class RateConfig(WhenConfig):
 class AtConfig(WhenConfig):
     """Fires at given positions."""
 
-    at: list[Annotated[int, Field(ge=0, lt=MANY_TOKENS)]] = Field(min_length=1)
+    at: list[Annotated[int, Field(ge=0, lt=MANY_TOKENS)]] = Field(min_length=1, max_length=4096)
     """Positions, rising; 0 is the first generated token."""
 
     @model_validator(mode="after")

@@ -38,7 +38,7 @@ def temperature_table(temperature: Temperature) -> list[float]:
     match temperature:
         case AnnealedTemperature(first, last, over, shape):
             t = np.arange(over + 1) / over
-            with np.errstate(divide="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore"):
                 if shape == "linear":
                     values = 1 / ((1 - t) * (1 / first) + t * (1 / last))
                 elif shape == "cosine":

@@ -9,7 +9,7 @@ masks, A positions of the longest list.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,6 +90,18 @@ def needs_of(rules: tuple[Rule, ...]) -> Needs:
     return needs
 
 
+class _Entry(NamedTuple):
+    """A registered rule."""
+
+    rule: Rule
+    allowed: int
+    """Index of the mask of its vocabulary."""
+    guard: int
+    """Index of the mask of its guard."""
+    text_state: int
+    """State in which its automaton starts; −1: it reads no text."""
+
+
 class RuleTable:
     """Registered rules, and the automata and masks that they use."""
 
@@ -100,10 +112,9 @@ class RuleTable:
         self._device = device
         self._masks = masks
         self._index: dict[Rule, int] = {}
-        self._rules: list[Rule] = []
-        self._mask_ids: list[tuple[int, int]] = []
-        self._text_states: list[int] = []
+        self._entries: list[_Entry] = []
         self.automata = TextAutomata(tokens, vocab_size, device)
+        self.any_distinct = False
         self.register(_NEVER)
 
     def register(self, rule: Rule) -> int:
@@ -113,20 +124,26 @@ class RuleTable:
             ValueError: Its vocabulary leaves nothing to draw on this model, or a class is unknown.
         """
         if rule not in self._index:
-            # First what may fail, so that a refused rule leaves nothing behind.
-            allowed = self._masks.register(rule.vocabulary)
-            guard = self._masks.register_classes(rule.guard)
             trigger = rule.trigger
-            state = self.automata.register(trigger) if isinstance(trigger, TextTrigger) else -1
-            self._mask_ids.append((allowed, guard))
-            self._text_states.append(state)
-            self._index[rule] = len(self._rules)
-            self._rules.append(rule)
-            self._build_columns()
+            entry = _Entry(
+                rule,
+                allowed=self._masks.register(rule.vocabulary),
+                guard=self._masks.register_classes(rule.guard),
+                text_state=(
+                    self.automata.register(trigger) if isinstance(trigger, TextTrigger) else -1
+                ),
+            )
+            entries = [*self._entries, entry]
+            # First what may fail, so that a refused rule leaves nothing behind.
+            self.columns = self._columns_of(entries)
+            self._index[rule] = len(self._entries)
+            self._entries = entries
+            self.uses = uses_of([entry.rule.support for entry in entries])
+            self.any_distinct |= rule.is_distinct
         return self._index[rule]
 
-    def _build_columns(self) -> None:
-        rules = self._rules
+    def _columns_of(self, entries: list["_Entry"]) -> RuleColumns:
+        rules = [entry.rule for entry in entries]
 
         def column(dtype: torch.dtype, *values: Any) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=self._device)
@@ -143,7 +160,7 @@ class RuleTable:
         entropy = [t if isinstance(t, EntropyTrigger) else EntropyTrigger() for t in triggers]
         listed = [t.positions if isinstance(t, PositionTrigger) else () for t in triggers]
         longest = max(map(len, listed))
-        self.columns = RuleColumns(
+        return RuleColumns(
             firing=FiringColumns(
                 start_G=ints(*(rule.start for rule in rules)),
                 stop_G=ints(*(NO_LIMIT if rule.stop is None else rule.stop for rule in rules)),
@@ -171,7 +188,7 @@ class RuleTable:
             reads_stats_G=column(
                 torch.bool, *(isinstance(t, EntropyTrigger | MarginTrigger) for t in triggers)
             ),
-            text_state_G=ints(*self._text_states),
+            text_state_G=ints(*(entry.text_state for entry in entries)),
             burst_G=ints(*(rule.burst for rule in rules)),
             max_injections_G=ints(
                 *(
@@ -181,12 +198,10 @@ class RuleTable:
             ),
             cooldown_G=ints(*(rule.cooldown for rule in rules)),
             defer_G=ints(*(rule.defer for rule in rules)),
-            vocabulary_G=ints(*(allowed for allowed, _ in self._mask_ids)),
-            guard_G=ints(*(guard for _, guard in self._mask_ids)),
+            vocabulary_G=ints(*(entry.allowed for entry in entries)),
+            guard_G=ints(*(entry.guard for entry in entries)),
             is_distinct_G=column(torch.bool, *(rule.is_distinct for rule in rules)),
         )
-        self.uses = uses_of(supports)
-        self.any_distinct = any(rule.is_distinct for rule in rules)
 
 
 def limit_columns(supports: list[Support], device: torch.device) -> Limits:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_CHUNK_LOGITS = 1 << 18
-"""Logits looked at together: 1 MiB, and as much again for their exponentials."""
+_CHUNK_LOGITS = 1 << 19
+"""Logits looked at together: 2 MiB, and as much again for their exponentials."""
 
 _TAME = 60.0
 """Below this size exp(z) neither overflows nor vanishes in float32, so that no shift is needed."""
@@ -67,7 +67,11 @@ class Scratch:
         self._mask = torch.empty(0, dtype=torch.bool)
 
     def take(self, logits_RV: Tensor, row_K: Tensor) -> Tensor:
-        """A copy of a few rows, float32 [K, V]; lives until the next call."""
+        """A few rows, float32 [K, V], to be read until the next call."""
+        first, last = int(row_K[0]), int(row_K[-1])
+        is_run = last - first == len(row_K) - 1 and bool((row_K.diff() == 1).all())
+        if is_run and logits_RV.is_contiguous():
+            return logits_RV[first : last + 1]
         shape = len(row_K), logits_RV.shape[1]
         self._make_room(shape)
         return torch.index_select(logits_RV, 0, row_K, out=_cut(self._logits, shape))

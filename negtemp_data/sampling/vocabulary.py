@@ -6,11 +6,12 @@ need more than the texts (a word list, the weights, Unicode's scripts) are asked
 Shapes: V vocabulary (the width of the logits, which may exceed the tokenizer's), N tokenizer's ids.
 """
 
-import re
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import regex
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -41,6 +42,8 @@ ascii: below 128. code_fence: hold ``` or ~~~. json_punctuation: only of {}[]:,"
 """
 
 _REGEX = "regex:"
+_REGEX_TIMEOUT_S = 5.0
+"""For the whole vocabulary: a pattern that backtracks without end must not hold up an engine."""
 
 _KNOWN = (
     f"special, eos, {', '.join(_TEXT_CLASSES)}, {_REGEX}PATTERN, and, where the model's tokenizer "
@@ -106,8 +109,7 @@ class TokenTable:
             case "eos":
                 return self._from_ids(self.eos_ids)
         if name.startswith(_REGEX):
-            has_match = _compile(name)
-            found_N = self._from_texts(lambda text: has_match(text.decode(errors="replace")))
+            found_N = self._from_texts(_searcher(name))
         elif name in _TEXT_CLASSES:
             found_N = self._from_texts(_TEXT_CLASSES[name])
         else:
@@ -127,14 +129,27 @@ class TokenTable:
         return np.fromiter(found, np.bool_, len(self.texts))
 
 
-def _compile(name: str) -> Callable[[str], object]:
+def _searcher(name: str) -> Callable[[bytes], object]:
+    """Whether a text has a match of the pattern; raises ValueError when all take too long."""
+    pattern = name.removeprefix(_REGEX)
     try:
-        return re.compile(name.removeprefix(_REGEX)).search
-    except re.error as error:
+        search = regex.compile(pattern).search
+    except regex.error as error:
         raise ValueError(
-            f"token class {name!r}: {name.removeprefix(_REGEX)!r} is no regular expression of "
-            f"Python's `re`: {error}"
+            f"token class {name!r}: {pattern!r} is no regular expression: {error}"
         ) from error
+    deadline = time.monotonic() + _REGEX_TIMEOUT_S
+
+    def has_match(text: bytes) -> object:
+        try:
+            return search(text.decode(errors="replace"), timeout=deadline - time.monotonic())
+        except TimeoutError as error:
+            raise ValueError(
+                f"token class {name!r}: {pattern!r} takes more than {_REGEX_TIMEOUT_S:g} s on this "
+                "model's tokens; write it so that it backtracks less"
+            ) from error
+
+    return has_match
 
 
 def _fit(members_N: NDArray[np.bool_], width: int) -> Tensor:

@@ -13,6 +13,7 @@ from negtemp_data.sampling import (
     MarginTrigger,
     PeriodicTrigger,
     Piece,
+    PositionTrigger,
     Rule,
     Schedule,
     ScheduleSampler,
@@ -299,3 +300,11 @@ def test_a_refused_request_uses_up_no_slot(schedule):
     with pytest.raises(ValueError, match=r"fewer than two tokens|unknown token class"):
         sampler.open("bad", schedule, 1)
     assert cycle(sampler, "second", 1) == [first]
+
+
+def test_a_rule_that_no_column_can_hold_leaves_the_others_as_they_were():
+    sampler = new_sampler()
+    with pytest.raises(ValueError, match="Overflow"):
+        sampler.check(Schedule((Rule(PositionTrigger((2**70,)), -1.0),)))
+    sampler.check(SCHEDULES[4])
+    assert cycle(sampler, "after", 1)

@@ -122,8 +122,15 @@ def test_an_unknown_class_is_refused_with_those_known(name: str) -> None:
 
 
 def test_a_pattern_that_is_none_is_refused_with_the_reason() -> None:
-    with pytest.raises(ValueError, match=r"'regex:\(a': '\(a' is no regular .*unterminated"):
+    with pytest.raises(ValueError, match=r"'regex:\(a': '\(a' is no regular .*missing \)"):
         TABLE.members("regex:(a", 10)
+
+
+def test_a_pattern_that_backtracks_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("negtemp_data.sampling.vocabulary._REGEX_TIMEOUT_S", 0.2)
+    table = TokenTable([b"a" * 40 + b"!"], frozenset())
+    with pytest.raises(ValueError, match=r"takes more than 0\.2 s on this model's tokens"):
+        table.members("regex:^(a|a)*$", 1)
 
 
 def test_classes_from_elsewhere_are_asked_for_once_and_hold_no_special_token() -> None:
