@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import regex
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -131,6 +130,9 @@ class TokenTable:
 
 def _searcher(name: str) -> Callable[[bytes], object]:
     """Whether a text has a match of the pattern; raises ValueError when all take too long."""
+    # Python's own `re` has no time limit. Nothing else here needs more than torch and numpy.
+    import regex  # noqa: PLC0415
+
     pattern = name.removeprefix(_REGEX)
     try:
         search = regex.compile(pattern).search

@@ -133,7 +133,7 @@ def enough(p, *wrong):
 
 @pytest.mark.parametrize(
     ("temperature", "size"),
-    [(-1.0, 24), (-0.1, 200), (-math.inf, 24), (math.inf, 24), (3.0, 24)],
+    [(-1.0, 24), (-0.1, 200), (-math.inf, 24), (math.inf, 24), (2.0, 24)],
 )
 def test_first_token_injections_follow_exp_z_over_t_on_the_support(
     tiny_engine, logits, temperature, size

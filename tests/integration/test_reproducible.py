@@ -21,7 +21,7 @@ seed: 11
 prompts: {{source: {prompts}, id: id}}
 generate:
   model: {model}
-  max_tokens: 64
+  max_tokens: 48
   samples: {{control: 2, negative: 3, reading: 2, distinct: 3}}
   engine: {{dtype: float32, max_model_len: 512}}
 schedules:
@@ -66,12 +66,12 @@ TIE = 1e-3
 
 @pytest.fixture(scope="module")
 def runs(negtemp, smol_model, tmp_path_factory):
-    """Rows by id of a job, and those of its last prompts in batches of another size."""
+    """Rows by id of a job, and those of its last prompt in batches of another size."""
     folder = tmp_path_factory.mktemp("replay")
     texts = ["Why does it rain?", "Tell me about foxes.", "Plan a picnic.", "What is a comet?"]
     lines = [json.dumps({"id": f"p{i}", "prompt": t}) + "\n" for i, t in enumerate(texts)]
     rows = []
-    for name, first, extra in (("a", 0, []), ("b", 2, ["--set", "generate.engine.max_num_seqs=3"])):
+    for name, first, extra in (("a", 0, []), ("b", 3, ["--set", "generate.engine.max_num_seqs=3"])):
         out = folder / name
         prompts = folder / f"{name}.jsonl"
         prompts.write_text("".join(lines[first:]))
@@ -91,7 +91,7 @@ def load(out):
 
 def test_the_same_job_gives_the_same_tokens_and_injections_at_any_batch_size(runs):
     _, first, second = runs
-    assert len(first) == 40 and len(second) == 20
+    assert len(first) == 40 and len(second) == 10
     for row_id, other in second.items():
         row = first[row_id]
         assert row["token_ids"] == other["token_ids"], row_id
