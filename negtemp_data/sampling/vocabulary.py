@@ -144,7 +144,9 @@ def _searcher(name: str) -> Callable[[bytes], object]:
 
     def has_match(text: bytes) -> object:
         try:
-            return search(text.decode(errors="replace"), timeout=deadline - time.monotonic())
+            return search(
+                text.decode(errors="replace"), timeout=max(1e-6, deadline - time.monotonic())
+            )
         except TimeoutError as error:
             raise ValueError(
                 f"token class {name!r}: {pattern!r} takes more than {_REGEX_TIMEOUT_S:g} s on this "
