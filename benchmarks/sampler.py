@@ -14,6 +14,7 @@ log-probabilities on both sides, no early end, so that both sides decode as many
 """
 
 import argparse
+import logging
 import statistics
 import time
 
@@ -92,6 +93,7 @@ def vllm_min_p(n_rows, width, device):
         from vllm.v1.sample.logits_processor.builtin import MinPLogitsProcessor
     except ImportError:
         return None
+    logging.getLogger("vllm").setLevel(logging.WARNING)
     config = VllmConfig()
     config.scheduler_config.max_num_seqs = n_rows
     processor = MinPLogitsProcessor(config, device, False)

@@ -14,6 +14,7 @@ from negtemp_data.sampling.stats import (
     Readings,
     RowStats,
     Scratch,
+    blocks,
     read,
     row_chunks,
     row_stats,
@@ -53,7 +54,8 @@ class HostBackend:
 
     def stats(self, z_KV: Tensor) -> RowStats:
         """See `Backend`."""
-        return row_stats(z_KV, self._scratch)
+        whole_KV = self._scratch.take(z_KV, torch.arange(len(z_KV)))
+        return row_stats(whole_KV, blocks(whole_KV).amax(dim=2), self._scratch)
 
     def read(self, logits_RV: Tensor, row_K: Tensor, needs: Needs) -> Readings:
         """See `Backend`."""

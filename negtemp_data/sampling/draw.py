@@ -9,8 +9,9 @@ takes the r-th best candidate instead (Gumbel top-k, 1903.06059).
 Rows are taken a few at a time, so that all passes over a row but the first find it in the cache;
 then the candidates of all of them, which are few, are drawn from together.
 
-Shapes: R batch rows, K rows, V vocabulary, N vocabulary masks, C tokens of all rows that reach the
-lower bound of their support, S those in their support.
+Shapes: R batch rows, K rows, V vocabulary, M vocabulary masks, C tokens of all rows that reach the
+lower bound of their support, S those in their support, N rows that have such, B blocks of a row, E
+tokens of a block, H blocks that hold candidates.
 """
 
 from collections.abc import Iterator
@@ -22,10 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from negtemp_data.sampling.philox import Stream, gumbel, philox
-from negtemp_data.sampling.stats import RowStats, Scratch, row_chunks, row_stats
+from negtemp_data.sampling.stats import BLOCK, RowStats, Scratch, blocks, row_chunks, row_stats
 from negtemp_data.sampling.supports import Limits, Uses, bounds
 
-_NO_TOKEN = torch.iinfo(torch.int64).max
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 _MOST_CANDIDATES = 1 << 18
 """Candidates drawn from together: their random numbers take about 100 bytes each."""
@@ -83,11 +85,11 @@ class Draw(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Some rows, and their tokens that reach the lower bound of the support."""
+    """Some rows, and their tokens that reach the lower bound of the support, by row and id."""
 
-    row_C: Tensor
-    token_C: Tensor
-    logit_C: Tensor
+    row_C: Integers
+    token_C: Integers
+    logit_C: Floats
     upper_K: Tensor
     """Upper bound of the support."""
     stats: RowStats
@@ -128,9 +130,9 @@ def _join(chunks: list[_Part]) -> _Part:
     if len(chunks) == 1:
         return chunks[0]
     return _Part(
-        row_C=torch.cat([chunk.row_C for chunk in chunks]),
-        token_C=torch.cat([chunk.token_C for chunk in chunks]),
-        logit_C=torch.cat([chunk.logit_C for chunk in chunks]),
+        row_C=np.concatenate([chunk.row_C for chunk in chunks]),
+        token_C=np.concatenate([chunk.token_C for chunk in chunks]),
+        logit_C=np.concatenate([chunk.logit_C for chunk in chunks]),
         upper_K=torch.cat([chunk.upper_K for chunk in chunks]),
         stats=RowStats(*map(torch.cat, zip(*(chunk.stats for chunk in chunks), strict=True))),
     )
@@ -138,93 +140,87 @@ def _join(chunks: list[_Part]) -> _Part:
 
 def _find_candidates(z_KV: Tensor, limits: Limits, uses: Uses, scratch: Scratch) -> _Part:
     """Tokens from the support's lower bound on, whatever their vocabulary: a rank counts these."""
-    stats = row_stats(z_KV, scratch)
-    lower_K, upper_K = bounds(z_KV, stats, limits, uses)
+    z_KBE = blocks(z_KV)
+    peak_KB = z_KBE.amax(dim=2)
+    stats = row_stats(z_KV, peak_KB, scratch)
+    lower, upper_K = bounds(z_KV, stats, limits, uses)
     # A bound of −inf must not let forbidden tokens in.
-    lower_K = lower_K.clamp(min=torch.finfo(torch.float32).min)
-    flat_C = torch.from_numpy(_true_indices(scratch.reaches(z_KV, lower_K).numpy()))
-    row_C = flat_C // z_KV.shape[1]
-    token_C = flat_C - row_C * z_KV.shape[1]
-    return _Part(row_C, token_C, z_KV.view(-1)[flat_C], upper_K, stats)
-
-
-def _true_indices(mask_KV: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Flat indices of the true entries, rising; quick where they are few."""
-    flat = mask_KV.reshape(-1)
-    if flat.size % 8:
-        return np.flatnonzero(flat)
-    # Eight entries at a time are one number, and most of those are 0.
-    groups = np.flatnonzero(flat.view(np.uint64))
-    indices = (groups[:, None] * 8 + np.arange(8)).reshape(-1)
-    return indices[flat[indices]]
+    lower_K = lower.clamp(min=torch.finfo(torch.float32).min).numpy()
+    # Most blocks hold none, and are passed over by their peaks.
+    row_H, block_H = (peak_KB.numpy() >= lower_K[:, None]).nonzero()
+    z_HE = z_KBE.numpy()[row_H, block_H]
+    hit_C, place_C = (z_HE >= lower_K[row_H, None]).nonzero()
+    token_C = block_H[hit_C] * BLOCK + place_C
+    return _Part(row_H[hit_C], token_C, z_HE[hit_C, place_C], upper_K, stats)
 
 
 def _draw_from(part: _Part, request: DrawRequest) -> Draw:
-    row_C, token_C, z_C, _, stats = part
-    n_rows = len(request.row_K)
-    is_free_K = ~request.mask_NV[request.guard_K, stats.argmax_K]
-    is_member_C = request.mask_NV[request.vocabulary_K[row_C], token_C]
-    is_member_C &= is_free_K[row_C] & (z_C <= part.upper_K[row_C])
-    member_C = is_member_C.nonzero().squeeze(1)
-    row_S, token_S = row_C[member_C], token_C[member_C]
-    score_S = _scores(request, row_S, token_S, z_C[member_C])
-    size_K = torch.bincount(row_S, minlength=n_rows)
-    if request.order_K is None:
-        best_K = _reduce(score_S, row_S, n_rows, "amax")
-        winner_S = token_S.masked_fill(score_S < best_K[row_S], _NO_TOKEN)
-        token_id_K = _reduce(winner_S, row_S, n_rows, "amin")
-    else:
-        token_id_K = _take_in_order(score_S, row_S, token_S, size_K, request.order_K)
+    row_C, token_C, z_C, upper_K, stats = part
+    n_rows, mask_NV = len(request.row_K), request.mask_NV.numpy()
+    argmax_K, peak_K = stats.argmax_K.numpy(), stats.peak_K.numpy()
+    is_free_K = ~mask_NV[request.guard_K.numpy(), argmax_K]
+    is_member_C = mask_NV[request.vocabulary_K.numpy()[row_C], token_C]
+    is_member_C &= is_free_K[row_C] & (z_C <= upper_K.numpy()[row_C])
+    row_S, token_S, z_S = row_C[is_member_C], token_C[is_member_C], z_C[is_member_C]
+    size_K = np.bincount(row_S, minlength=n_rows)
     # Rows without a candidate are given the peak, so that what follows has something to look at.
-    token_id_K = torch.where(size_K > 0, token_id_K, stats.argmax_K)
-    token_logit_K = stats.peak_K.clone()
-    is_token_C = token_C == token_id_K[row_C]
-    token_logit_K[row_C[is_token_C]] = z_C[is_token_C]
+    token_id_K, token_logit_K = argmax_K.copy(), peak_K.copy()
+    row_N = size_K.nonzero()[0]
+    if len(row_N):
+        score_S = _scores(request, row_S, token_S, z_S, size_K[row_N])
+        winner_N = _winners(score_S, row_S, size_K[row_N], request.order_K, row_N)
+        token_id_K[row_N], token_logit_K[row_N] = token_S[winner_N], z_S[winner_N]
+    rank_K = np.bincount(row_C[z_C >= token_logit_K[row_C]], minlength=n_rows)
     return Draw(
-        token_id_K=token_id_K,
+        token_id_K=torch.from_numpy(token_id_K),
         displaced_id_K=stats.argmax_K,
-        support_size_K=size_K,
-        logprob_K=token_logit_K - stats.log_normalizer_K,
-        rank_K=torch.bincount(row_C[z_C >= token_logit_K[row_C]], minlength=n_rows),
+        support_size_K=torch.from_numpy(size_K),
+        logprob_K=torch.from_numpy(token_logit_K) - stats.log_normalizer_K,
+        rank_K=torch.from_numpy(rank_K),
         entropy_K=stats.entropy_K,
     )
 
 
-def _scores(request: DrawRequest, row_S: Tensor, token_S: Tensor, z_S: Tensor) -> Tensor:
+def _scores(
+    request: DrawRequest, row_S: Integers, token_S: Integers, z_S: Floats, size_N: Integers
+) -> Floats:
     """(z − r)/T + g of the members of the supports; z − r, without noise, for T = 0."""
-    n_rows = len(request.row_K)
-    z_min_K = _reduce(z_S, row_S, n_rows, "amin")
-    z_max_K = _reduce(z_S, row_S, n_rows, "amax")
-    temperature_S = request.temperature_K[row_S]
-    difference_S = z_S - torch.where(request.temperature_K < 0, z_min_K, z_max_K)[row_S]
-    noise_S = gumbel(
-        philox(
-            seed=request.seed_K[row_S],
-            token_id=token_S,
-            position=request.position_K[row_S],
-            rule=request.rule_K[row_S],
-            stream=Stream.DRAW,
-        )
+    begin_N = size_N.cumsum() - size_N
+    temperature_S = request.temperature_K.numpy()[row_S]
+    reference_N = np.where(
+        temperature_S[begin_N] < 0,
+        np.minimum.reduceat(z_S, begin_N),
+        np.maximum.reduceat(z_S, begin_N),
     )
-    # An overflowing difference over an infinite temperature would be nan.
-    scaled_S = (difference_S / temperature_S).masked_fill(temperature_S.isinf(), 0)
-    return torch.where(temperature_S == 0, difference_S, scaled_S + noise_S)
+    row = torch.from_numpy(row_S)
+    word = philox(
+        seed=request.seed_K[row],
+        token_id=torch.from_numpy(token_S),
+        position=request.position_K[row],
+        rule=request.rule_K[row],
+        stream=Stream.DRAW,
+    )
+    with np.errstate(all="ignore"):
+        difference_S = z_S - reference_N.repeat(size_N)
+        # An overflowing difference over an infinite temperature would be nan.
+        scaled_S = np.where(np.isinf(temperature_S), 0, difference_S / temperature_S)
+    scores: Floats = np.where(temperature_S == 0, difference_S, scaled_S + gumbel(word).numpy())
+    return scores
 
 
-def _take_in_order(
-    score_S: Tensor, row_S: Tensor, token_S: Tensor, size_K: Tensor, order_K: Tensor
-) -> Tensor:
-    """The candidate number order_K mod |S| of each row, from the best; any where S is empty."""
-    # Stable sorts, least important key first; tokens rise within a row already.
-    by_score_S = score_S.argsort(descending=True, stable=True)
-    in_order_S = by_score_S[row_S[by_score_S].argsort(stable=True)]
-    begin_K = size_K.cumsum(0) - size_K
-    chosen_K = begin_K + order_K % size_K.clamp(min=1)
-    # A row without candidates may point behind the last one.
-    padded_S = torch.cat([token_S[in_order_S], token_S.new_zeros(1)])
-    return padded_S[chosen_K]
-
-
-def _reduce(values_S: Tensor, row_S: Tensor, n_rows: int, how: str) -> Tensor:
-    zeros_K = values_S.new_zeros(n_rows)
-    return zeros_K.scatter_reduce(0, row_S, values_S, reduce=how, include_self=False)
+def _winners(
+    score_S: Floats, row_S: Integers, size_N: Integers, order_K: Tensor | None, row_N: Integers
+) -> Integers:
+    """Where each row's token is among the members: the best, or number order_K mod |S| from it."""
+    begin_N = size_N.cumsum() - size_N
+    winner_N: Integers
+    if order_K is None:
+        best_S = np.maximum.reduceat(score_S, begin_N).repeat(size_N)
+        best = (score_S == best_S).nonzero()[0]
+        # Of several equals the first.
+        winner_N = best[np.unique(row_S[best], return_index=True)[1]]
+    else:
+        # Stable: of equals the lower id comes first.
+        in_order_S = np.lexsort((-score_S, row_S))
+        winner_N = in_order_S[begin_N + order_K.numpy()[row_N] % size_N]
+    return winner_N

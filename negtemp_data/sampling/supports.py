@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from negtemp_data.sampling.stats import RowStats
+from negtemp_data.sampling.stats import BLOCK, RowStats, block_sum, largest
 
-_FEW = 1024
-"""Most likely tokens that are tried before a whole row is sorted."""
+_FEW = (64, 1024)
+"""Most likely tokens that are tried on a CPU before a whole row is sorted."""
 
 
 class Limits(NamedTuple):
@@ -90,15 +90,14 @@ def bounds(z_KV: Tensor, stats: RowStats, limits: Limits, uses: Uses) -> Bounds:
 def top_p_bound(z_KV: Tensor, log_normalizer_K: Tensor, top_p_K: Tensor) -> Tensor:
     """Least logit of the smallest set with mass `top_p_K` (float64); −inf where it is 1."""
     size = z_KV.shape[1]
-    n_sorted = min(_FEW, size) if z_KV.device.type == "cpu" else size
-    while True:
-        sorted_KV = z_KV.topk(n_sorted, dim=1).values
+    few = [n for n in _FEW if n < size] if z_KV.device.type == "cpu" else []
+    for n_sorted in [*few, size]:
+        sorted_KV = largest(z_KV, n_sorted)
         mass_KV = (sorted_KV.double() - log_normalizer_K.double()[:, None]).exp().cumsum(dim=1)
         # Position of the token that completes the mass: those before it do not reach top_p.
         last_K = (mass_KV < top_p_K[:, None]).sum(dim=1)
-        if n_sorted == size or bool(((last_K < n_sorted) | (top_p_K >= 1)).all()):
+        if n_sorted < size and bool(((last_K < n_sorted) | (top_p_K >= 1)).all()):
             break
-        n_sorted = size
     bound_K = sorted_KV.gather(1, last_K.clamp(max=n_sorted - 1)[:, None]).squeeze(1)
     return bound_K.masked_fill(top_p_K >= 1, -torch.inf)
 
@@ -106,12 +105,27 @@ def top_p_bound(z_KV: Tensor, log_normalizer_K: Tensor, top_p_K: Tensor) -> Tens
 def top_k_bound(z_KV: Tensor, top_k_K: Tensor, largest_k: int) -> Tensor:
     """The k-th largest logit; −inf where k is 0. `largest_k` is the largest of `top_k_K`."""
     size = min(largest_k, z_KV.shape[1])
-    sorted_KV = z_KV.topk(size, dim=1).values
+    sorted_KV = largest(z_KV, size)
     bound_K = sorted_KV.gather(1, (top_k_K.clamp(1, size) - 1)[:, None]).squeeze(1)
     return bound_K.masked_fill(top_k_K == 0, -torch.inf)
 
 
 def _finite_deviation(z_KV: Tensor) -> Tensor:
+    if z_KV.device.type != "cpu" or z_KV.shape[1] % BLOCK:
+        return _careful_deviation(z_KV)
+    width = z_KV.shape[1]
+    mean_K = block_sum(z_KV, torch.float64) / width
+    spread_KV = z_KV - mean_K[:, None].to(z_KV.dtype)
+    square_K = block_sum(spread_KV.mul_(spread_KV), torch.float64)
+    # Forbidden tokens, and squares that overflow or vanish in float32.
+    is_wild_K = ~((square_K > 1e-20) & (square_K < 1e30))
+    deviation_K = (square_K / width).sqrt().to(z_KV.dtype)
+    if bool(is_wild_K.any()):
+        deviation_K = torch.where(is_wild_K, _careful_deviation(z_KV), deviation_K)
+    return deviation_K
+
+
+def _careful_deviation(z_KV: Tensor) -> Tensor:
     finite_KV = z_KV.isfinite()
     count_K = finite_KV.sum(dim=1)
     mean_K = z_KV.masked_fill(~finite_KV, 0).mean(dim=1, dtype=torch.float64)
