@@ -24,7 +24,7 @@ from negtemp_data.errors import EngineDeadError, EngineStartError, GenerationErr
 from negtemp_data.sampling import Injection, Schedule, Trace
 
 if TYPE_CHECKING:
-    from vllm import LLMEngine, RequestOutput, SamplingParams
+    from vllm import LLMEngine, PoolingParams, PoolingRequestOutput, RequestOutput, SamplingParams
     from vllm.config import VllmConfig
 
 _CLOSE_TIMEOUT_S = 20.0
@@ -40,13 +40,15 @@ class EngineSpec:
     is_cpu: bool
     replicas: int
     """Engines that may share this machine."""
+    is_pooling: bool = False
+    """Whether it runs a reward model, which gives numbers instead of tokens."""
     lora_path: str | None = None
     """Folder of the adapter that requests may ask for; `arguments` has to make room for it."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished request; the arrays have one entry per generated token."""
+    """A finished request; the first three have one entry per generated token."""
 
     token_ids: list[int]
     logprobs: NDArray[np.float32]
@@ -58,12 +60,16 @@ class Generation:
     """The text, where stop strings made vLLM write it; else None."""
     finish_reason: str
     trace: Trace
+    prompt_logprobs: NDArray[np.float32] | None = None
+    """Raw log-probability of each prompt token, nan for the first; None where nobody asked."""
+    pooled: NDArray[np.float32] | None = None
+    """What a pooling model gives; None from one that generates."""
 
 
 @dataclass(frozen=True)
 class _Submission:
     prompt_token_ids: list[int]
-    params: "SamplingParams"
+    params: "SamplingParams | PoolingParams"
     use_lora: bool
     future: "Future[Generation]"
 
@@ -115,7 +121,11 @@ class Engine:
         return int(self._llm.model_config.get_vocab_size())
 
     def submit(
-        self, prompt_token_ids: list[int], params: "SamplingParams", *, use_lora: bool = False
+        self,
+        prompt_token_ids: list[int],
+        params: "SamplingParams | PoolingParams",
+        *,
+        use_lora: bool = False,
     ) -> "Future[Generation]":
         """Queues a request, to the model itself or to the model with the engine's adapter.
 
@@ -155,7 +165,7 @@ class Engine:
         while True:
             is_open = self._admit(wait=not self._llm.has_unfinished_requests())
             if self._llm.has_unfinished_requests():
-                outputs = cast("list[RequestOutput]", self._llm.step())
+                outputs = self._llm.step()
                 self._resolve([output for output in outputs if output.finished])
             elif not is_open:
                 return
@@ -190,7 +200,7 @@ class Engine:
         else:
             self._open[request_id] = submission
 
-    def _resolve(self, finished: "list[RequestOutput]") -> None:
+    def _resolve(self, finished: "list[RequestOutput | PoolingRequestOutput[Any]]") -> None:
         keys = [
             key
             for output in finished
@@ -201,7 +211,7 @@ class Engine:
             submission = self._open.pop(output.request_id)
             trace = traces.get(_trace_key(submission.params) or "", Trace([], 0))
             try:
-                submission.future.set_result(_generation(output, submission.params, trace))
+                submission.future.set_result(_result(output, submission.params, trace))
             except GenerationError as error:
                 submission.future.set_exception(error)
 
@@ -256,15 +266,17 @@ def _start(spec: EngineSpec) -> "LLMEngine":
     from vllm.usage.usage_lib import UsageContext  # noqa: PLC0415
 
     arguments = {**machine_defaults(spec.is_cpu), **spec.arguments}
+    if spec.is_pooling:
+        arguments |= {"runner": "pooling", "convert": "classify"}
+    else:
+        arguments["worker_extension_cls"] = "negtemp_data.engine.extension.InjectionExtension"
     config = EngineArgs(
-        **arguments,
-        model=spec.model_path,
-        worker_extension_cls="negtemp_data.engine.extension.InjectionExtension",
-        disable_log_stats=True,
+        **arguments, model=spec.model_path, disable_log_stats=True
     ).create_engine_config(UsageContext.ENGINE_CONTEXT)
-    # Each of vLLM's two model runners refuses the other's processors, and which of them runs is
-    # known only now.
-    config.model_config.logits_processors = [processor_for(config)]
+    if not spec.is_pooling:
+        # Each of vLLM's two model runners refuses the other's processors, and which of them runs
+        # is known only now.
+        config.model_config.logits_processors = [processor_for(config)]
     return LLMEngine.from_vllm_config(config, disable_log_stats=True)
 
 
@@ -283,8 +295,24 @@ def _start_message(spec: EngineSpec, error: BaseException) -> str:
     )
 
 
-def _trace_key(params: "SamplingParams") -> str | None:
-    return (params.extra_args or {}).get(KEY)
+def _trace_key(params: "SamplingParams | PoolingParams") -> str | None:
+    return (getattr(params, "extra_args", None) or {}).get(KEY)
+
+
+def _result(
+    output: "RequestOutput | PoolingRequestOutput[Any]",
+    params: "SamplingParams | PoolingParams",
+    trace: Trace,
+) -> Generation:
+    from vllm import RequestOutput, SamplingParams  # noqa: PLC0415
+
+    if isinstance(output, RequestOutput) and isinstance(params, SamplingParams):
+        return _generation(output, params, trace)
+    pooled = np.asarray(cast(Any, output).outputs.data, dtype=np.float32).reshape(-1)
+    none = np.zeros(0)
+    return Generation(
+        [], none.astype(np.float32), none.astype(np.int32), None, "pooled", trace, pooled=pooled
+    )
 
 
 def _generation(output: "RequestOutput", params: "SamplingParams", trace: Trace) -> Generation:
@@ -295,6 +323,11 @@ def _generation(output: "RequestOutput", params: "SamplingParams", trace: Trace)
     token_ids = list(completion.token_ids)
     # Draft tokens, and steps begun before the end was known, may lie behind the last token.
     kept = [injection for injection in trace.injections if injection.position < len(token_ids)]
+    prompt_logprobs = None
+    if params.prompt_logprobs is not None and output.prompt_logprobs is not None:
+        # Of the first token nothing is known, and vLLM leaves it out.
+        known = np.asarray(cast(Any, output.prompt_logprobs).logprobs, dtype=np.float32)
+        prompt_logprobs = np.concatenate([np.full(1, np.nan, np.float32), known])
     return Generation(
         token_ids=token_ids,
         logprobs=np.asarray(getattr(flat, "logprobs", []), dtype=np.float32),
@@ -302,4 +335,5 @@ def _generation(output: "RequestOutput", params: "SamplingParams", trace: Trace)
         text=completion.text if params.detokenize else None,
         finish_reason=completion.finish_reason,
         trace=trace._replace(injections=kept),
+        prompt_logprobs=prompt_logprobs,
     )

@@ -100,6 +100,26 @@ class PromptEncoder:
             ids += self._encode_markup(before) + self._encode_plain(content)
         return ids + self._encode_markup(rest)
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text without any control token, and the characters of each."""
+        encoded = self._plain_tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+        )
+        return list(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]]
+
+    def encode_answered(self, chat: Chat, answer: str) -> list[int]:
+        """Token ids of a chat, the assistant's answer, and the end of its turn.
+
+        Raises:
+            PromptError: See `encode_chat`.
+        """
+        ids = self.encode_chat(chat) + self._encode_plain(answer)
+        end = self._tokenizer.eos_token_id
+        return ids if end is None else [*ids, end]
+
     def _render(self, chat: Chat) -> str:
         try:
             return str(

@@ -5,8 +5,8 @@ Two fingerprints are compared part by part, so that a refusal names what differs
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from negtemp_data.jobspec.job import Job
@@ -33,6 +33,8 @@ class Fingerprint:
     """Revision of the generator's files."""
     adapter: str | None = None
     """Revision of the LoRA adapter's files; None: the generator has none."""
+    judges: dict[str, str] = field(default_factory=dict)
+    """Revisions of the models of judges that have their own, by the judge's path in the job."""
 
     @property
     def digest(self) -> str:
@@ -41,13 +43,29 @@ class Fingerprint:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def fingerprint_job(job: Job, prompts: str, model: str, adapter: str | None = None) -> Fingerprint:
-    """Fingerprint of `job` on prompts, a model and perhaps an adapter with these digests."""
+_NOT_IN_A_VERDICT = ("replicas", "gpus_per_replica", "api_key_env", "concurrency")
+"""Fields of a judge that can't change what it says."""
+
+
+def fingerprint_job(
+    job: Job,
+    prompts: str,
+    model: str,
+    adapter: str | None = None,
+    judges: Mapping[str, str] | None = None,
+) -> Fingerprint:
+    """Fingerprint of `job` on prompts and models with these digests."""
     data = job.model_dump(mode="json")
     for section, key in NOT_IN_A_ROW:
         del data[section][key]
     del data["name"]
-    return Fingerprint(job=data, prompts=prompts, model=model, adapter=adapter)
+    judge = data["verify"]["judge"] or {}
+    for single in [judge, *judge.get("judges", {}).values()]:
+        for key in _NOT_IN_A_VERDICT:
+            single.pop(key, None)
+    return Fingerprint(
+        job=data, prompts=prompts, model=model, adapter=adapter, judges=dict(judges or {})
+    )
 
 
 def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
@@ -63,6 +81,11 @@ def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
     # A job that has one and a job that has none differ in generate.lora, which stands above.
     if old.adapter and new.adapter and old.adapter != new.adapter:
         lines.append(f"generate.lora: its files have changed ({old.adapter} → {new.adapter})")
+    lines += [
+        f"{path}.model: its files have changed ({old.judges[path]} → {revision})"
+        for path, revision in new.judges.items()
+        if old.judges.get(path, revision) != revision
+    ]
     return lines
 
 

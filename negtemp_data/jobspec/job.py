@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
+from negtemp_data.jobspec.judges import LikelihoodJudgeConfig, needs_twin, single_judges
 from negtemp_data.jobspec.schedules import ScheduleConfig
 from negtemp_data.jobspec.strict import Name, StrictModel
 from negtemp_data.jobspec.verify import VerifyConfig
@@ -143,6 +144,38 @@ class Job(StrictModel):
                     f"{', '.join(self.schedules)}{hint}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _judges_fit(self) -> Self:
+        for path, judge in single_judges(self.verify.judge):
+            if isinstance(judge, LikelihoodJudgeConfig) and judge.model == self.generate.model:
+                raise ValueError(
+                    f"{path}.model is the generator's own, whose likelihood only shows that an "
+                    "injection happened; name another model"
+                )
+            if needs_twin(judge):
+                self._check_twins(path)
+        return self
+
+    def _check_twins(self, path: str) -> None:
+        control = self.control_arm
+        if control is None:
+            raise ValueError(
+                f"{path} compares samples with their twins, but generate.samples has no arm "
+                "without injections"
+            )
+        most = max(self.generate.samples.values())
+        if self.generate.samples[control] < most:
+            raise ValueError(
+                f"{path} compares samples with their twins: the arm {control!r} needs as many "
+                f"samples as the largest arm, {most}"
+            )
+
+    @property
+    def control_arm(self) -> str | None:
+        """The first arm without injections, whose samples are the others' twins."""
+        arms = self.generate.samples
+        return next((arm for arm in arms if not self.schedules[arm].inject), None)
 
     @property
     def samples_per_prompt(self) -> int:

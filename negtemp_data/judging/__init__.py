@@ -1,19 +1,26 @@
 """What decides whether a sample is good: checks first, then a judge for what passes them.
 
-The judge is handed an engine and never builds one. Nothing here knows of Ray, shards or files.
+A judge is handed its engine and never builds one. Nothing here knows of Ray, shards or files.
 """
 
-from negtemp_data.judging.checks import CheckResult, Sample, perplexity, run_checks
-from negtemp_data.judging.rubric import CriterionScore, Judgement, RubricJudge
+from negtemp_data.judging.build import build_judge, check_environment
+from negtemp_data.judging.checks import CheckResult, perplexity, run_checks
+from negtemp_data.judging.judge import CombinedJudge, CriterionScore, Judge, Judgement
+from negtemp_data.judging.rubric import RubricJudge
+from negtemp_data.judging.sample import Sample
 from negtemp_data.judging.verdict import Verdict, decide
 
 __all__ = [
     "CheckResult",
+    "CombinedJudge",
     "CriterionScore",
+    "Judge",
     "Judgement",
     "RubricJudge",
     "Sample",
     "Verdict",
+    "build_judge",
+    "check_environment",
     "decide",
     "perplexity",
     "run_checks",

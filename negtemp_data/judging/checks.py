@@ -19,22 +19,9 @@ from negtemp_data.jobspec import (
     RegexCheckConfig,
     RepetitionCheckConfig,
 )
+from negtemp_data.judging.sample import Sample
 
 _REGEX_TIMEOUT_S = 1.0
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What checks and judges see of a completion; arrays have one entry per generated token."""
-
-    request: str
-    """The prompt as text; a chat is one paragraph per message."""
-    completion: str
-    token_ids: Sequence[int]
-    logprobs: NDArray[np.float32]
-    """Raw log-probabilities (T = 1)."""
-    injected: Sequence[int]
-    """Positions of injected tokens."""
 
 
 @dataclass(frozen=True)

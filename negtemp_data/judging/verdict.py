@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from negtemp_data.judging.checks import CheckResult
-from negtemp_data.judging.rubric import Judgement
+from negtemp_data.judging.judge import Judgement
 
 Status = Literal["accepted", "rejected", "failed"]
 
@@ -21,17 +21,14 @@ class Verdict:
     """Why the sample has failed; None otherwise."""
 
 
-def decide(
-    checks: Sequence[CheckResult], judgement: Judgement | None, accept_at: float | None
-) -> Verdict:
-    """Accepted if every check passed and the score, where there is a judge, reaches `accept_at`.
+def decide(checks: Sequence[CheckResult], judgement: Judgement | None) -> Verdict:
+    """Accepted if every check passed and the judge, where one has spoken, accepts.
 
     Args:
         checks: Results of all checks.
-        judgement: None where no judge was asked: there is none, or a check failed.
-        accept_at: Smallest accepted score; None where there is no judge.
+        judgement: None where no judge was asked, or it had nothing to say.
     """
     is_good = all(check.passed for check in checks)
-    if accept_at is not None and is_good:
-        is_good = judgement is not None and judgement.score >= accept_at
+    if judgement is not None:
+        is_good = is_good and judgement.accepted
     return Verdict("accepted" if is_good else "rejected", tuple(checks), judgement)

@@ -17,6 +17,7 @@ import ray
 from negtemp_data.engine.engine import Engine, EngineSpec
 from negtemp_data.errors import EngineDeadError, EngineStartError, NegtempError
 from negtemp_data.jobspec import Job
+from negtemp_data.pipeline.judges import EXIT_ENGINE_DEAD, job_judge
 from negtemp_data.pipeline.logs import send_output_to
 from negtemp_data.pipeline.maker import Row, ShardMaker
 from negtemp_data.pipeline.progress import RowCounts, Tally
@@ -30,9 +31,6 @@ from negtemp_data.storage import (
     write_entry,
 )
 
-EXIT_ENGINE_DEAD = 70
-"""Exit code of a worker whose engine died (EX_SOFTWARE of sysexits.h)."""
-
 _MAX_STARTS_WITHOUT_COMMIT = 5
 _REPORT_EVERY_S = 0.5
 
@@ -45,6 +43,8 @@ class WorkerSettings:
     output: Output
     engine: EngineSpec
     replicas: int
+    judges: dict[str, list[Any]]
+    """Replicas of the judges that have engines of their own, by path in the job file."""
 
 
 @ray.remote(num_cpus=0)
@@ -91,7 +91,9 @@ class GenerateShard:
             settings.output.logs.mkdir(parents=True, exist_ok=True)
             send_output_to(settings.output.logs / f"worker-{self._name}.log")
             self._check_restarts()
-            self._maker = ShardMaker(settings.job, Engine(settings.engine))
+            engine = Engine(settings.engine)
+            judge = job_judge(settings.job, engine, settings.judges)
+            self._maker = ShardMaker(settings.job, engine, judge)
         except NegtempError as error:
             self._failure = error
             return

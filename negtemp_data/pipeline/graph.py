@@ -1,8 +1,8 @@
 """The Ray Data graph: shard numbers → generating workers → commits.
 
 A shard travels as one row, so Ray never splits or merges it; several are in flight on each worker,
-so its engine's batch stays full across their borders. With `judge.model: same` generating and
-judging are one stage on one engine.
+so its engine's batch stays full across their borders. Workers judge what they make: on their own
+engine with `judge.model: same`, else on the judge's replicas, which work while generation goes on.
 """
 
 import logging
@@ -10,7 +10,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -21,8 +21,9 @@ from ray.data import ActorPoolStrategy, DataContext
 from negtemp_data.engine.adapter import Adapter
 from negtemp_data.engine.engine import EngineSpec
 from negtemp_data.errors import NegtempError, RunError
-from negtemp_data.jobspec import Job
+from negtemp_data.jobspec import EngineJudgeConfig, Job, RewardJudgeConfig, single_judges
 from negtemp_data.pipeline.actors import Board, GenerateShard, WorkerSettings, commit
+from negtemp_data.pipeline.judges import start_replica
 from negtemp_data.pipeline.progress import Tally
 from negtemp_data.storage import Output
 
@@ -79,15 +80,41 @@ def ray_session(address: str | None, log: Path) -> Iterator[None]:
 class ShardGraph:
     """The graph over the shards that are still to be made."""
 
-    def __init__(self, job: Job, output: Output, model_path: str, adapter: Adapter | None) -> None:
-        """Sizes the stages for the cluster that is connected."""
+    def __init__(
+        self,
+        job: Job,
+        output: Output,
+        model_path: str,
+        adapter: Adapter | None,
+        judge_paths: Mapping[str, str],
+    ) -> None:
+        """Sizes the stages for the cluster that is connected, and starts the judges' replicas.
+
+        Args:
+            job: What to make.
+            output: Where to.
+            model_path: Folder of the generator.
+            adapter: Its LoRA adapter.
+            judge_paths: Folders of the models of judges with engines of their own, by the judge's
+                path in the job file.
+
+        Raises:
+            RunError: The cluster has not GPUs enough.
+        """
         resources = ray.cluster_resources()
-        gpus = job.generate.gpus_per_replica
-        self._gpus = (1.0 if resources.get("GPU") else 0.0) if gpus == "auto" else gpus
+        self._has_gpus = bool(resources.get("GPU"))
+        self._gpus = self._gpus_of(job.generate.gpus_per_replica)
         self._replicas = job.generate.replicas
         cpus = resources.get("CPU", 1.0)
         self._worker_cpus = min(_WORKER_CPUS, 0.8 * cpus / self._replicas)
         self._board = Board.remote()  # type: ignore[attr-defined]
+        judges = {
+            path: judge
+            for path, judge in single_judges(job.verify.judge)
+            if isinstance(judge, EngineJudgeConfig) and path in judge_paths
+        }
+        n_engines = self._replicas + sum(judge.replicas for judge in judges.values())
+        self._check_gpus(judges.values(), resources.get("GPU", 0.0))
         self._settings = WorkerSettings(
             job=job,
             output=output,
@@ -95,11 +122,41 @@ class ShardGraph:
                 model_path=model_path,
                 arguments={**(adapter.engine_arguments if adapter else {}), **job.generate.engine},
                 is_cpu=not self._gpus,
-                replicas=self._replicas,
+                replicas=n_engines,
                 lora_path=adapter.path if adapter else None,
             ),
             replicas=self._replicas,
+            judges={
+                path: self._start_judge(judge, judge_paths[path], n_engines, output)
+                for path, judge in judges.items()
+            },
         )
+
+    def _gpus_of(self, gpus: float | str) -> float:
+        return float(self._has_gpus) if isinstance(gpus, str) else gpus
+
+    def _check_gpus(self, judges: Iterable[EngineJudgeConfig], available: float) -> None:
+        """Replicas that never find a place would keep the others waiting without a word."""
+        needed = self._gpus * self._replicas
+        needed += sum(judge.replicas * self._gpus_of(judge.gpus_per_replica) for judge in judges)
+        if needed > available:
+            raise RunError(
+                f"the generator's and the judges' replicas need {needed:g} GPUs together, and the "
+                f"cluster has {available:g}; lower replicas or gpus_per_replica, or add machines."
+            )
+
+    def _start_judge(
+        self, judge: EngineJudgeConfig, model_path: str, n_engines: int, output: Output
+    ) -> list[Any]:
+        gpus = self._gpus_of(judge.gpus_per_replica)
+        spec = EngineSpec(
+            model_path=model_path,
+            arguments=judge.engine,
+            is_cpu=not gpus,
+            replicas=n_engines,
+            is_pooling=isinstance(judge, RewardJudgeConfig),
+        )
+        return [start_replica(spec, output, gpus) for _ in range(judge.replicas)]
 
     def read_board(self) -> Tally:
         """What the workers have reported."""

@@ -6,18 +6,19 @@ busy meanwhile.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from negtemp_data.engine.compile import ArmParameters
 from negtemp_data.engine.engine import Engine, Generation, check_schedules
 from negtemp_data.engine.tokens import PromptEncoder
-from negtemp_data.errors import RowError
-from negtemp_data.jobspec import Job
-from negtemp_data.judging import Judgement, RubricJudge, Sample, Verdict, decide, run_checks
+from negtemp_data.errors import JudgeError, RowError
+from negtemp_data.jobspec import Job, NearDuplicateCheckConfig, needs_twin, single_judges
+from negtemp_data.judging import Judge, Sample, Verdict, decide, run_checks
 from negtemp_data.prompts import PlannedRow, Prompt, group_seed, planned_ids, row_seed
 from negtemp_data.sampling import Siblings
+from negtemp_data.storage import ATTEMPT_COLUMNS
 
 Row = dict[str, Any]
 """A row of `negtemp_data.storage.ROW_SCHEMA`."""
@@ -26,15 +27,15 @@ Row = dict[str, Any]
 class ShardMaker:
     """Generates and judges samples on one engine; safe to use from several threads."""
 
-    def __init__(self, job: Job, engine: Engine) -> None:
+    def __init__(self, job: Job, engine: Engine, judge: Judge | None) -> None:
         """Compiles the job for this engine.
 
         Raises:
-            JobError: The judge's scale does not suit the model.
             EngineStartError: A schedule can't draw from this model's tokens.
         """
         self._job = job
         self._engine = engine
+        self._judge = judge
         self._encoder = PromptEncoder(
             engine.tokenizer, engine.max_model_len - 1, job.generate.chat_template_kwargs
         )
@@ -42,8 +43,10 @@ class ShardMaker:
             arm: ArmParameters(job.generate, job.schedules[arm]) for arm in job.generate.samples
         }
         check_schedules(engine, {arm: p.schedule for arm, p in self._arms.items()})
-        config = job.verify.judge
-        self._judge = RubricJudge(config, engine, self._encoder) if config else None
+        self._wants_siblings = any(
+            isinstance(check, NearDuplicateCheckConfig) for check in job.verify.checks
+        )
+        self._wants_twin = any(needs_twin(each) for _, each in single_judges(job.verify.judge))
 
     def make(self, prompts: Sequence[Prompt], on_row: Callable[[Row], None]) -> list[Row]:
         """All planned rows of `prompts`, in the plan's order.
@@ -60,23 +63,30 @@ class ShardMaker:
     async def _make_all(
         self, prompts: Sequence[Prompt], on_row: Callable[[Row], None]
     ) -> list[Row]:
-        async def finish(
-            prompt: Prompt, token_ids: list[int] | RowError, planned: PlannedRow
-        ) -> Row:
-            row = await self._make_row(prompt, token_ids, planned)
-            on_row(row)
-            return row
-
-        tasks = []
+        tasks: list[asyncio.Task[Row]] = []
         for prompt in prompts:
-            token_ids = self._encode(prompt)
-            tasks += [
-                asyncio.ensure_future(finish(prompt, token_ids, planned))
-                for planned in planned_ids(prompt.id, self._job.generate.samples)
-            ]
+            tasks += self._start_rows(prompt, on_row)
             # Lets the engine have these while the next prompt is encoded.
             await asyncio.sleep(0)
         return await asyncio.gather(*tasks)
+
+    def _start_rows(
+        self, prompt: Prompt, on_row: Callable[[Row], None]
+    ) -> "list[asyncio.Task[Row]]":
+        """A task for each row of a prompt, in the plan's order."""
+        token_ids = self._encode(prompt)
+        planned = list(planned_ids(prompt.id, self._job.generate.samples))
+        tasks: dict[str, asyncio.Task[Row]] = {}
+        # A row may wait for those that were started before it, and twins are waited for.
+        control = self._job.control_arm
+        for row in sorted(planned, key=lambda row: row.arm != control):
+            earlier = list(tasks.values()) if self._wants_siblings else []
+            twin = None
+            if self._wants_twin and row.arm != control:
+                twin = tasks[f"{prompt.id}/{control}/{row.sample}"]
+            making = self._make_row(prompt, token_ids, row, earlier, twin)
+            tasks[row.id] = asyncio.ensure_future(_and_tell(making, on_row))
+        return [tasks[row.id] for row in planned]
 
     def _encode(self, prompt: Prompt) -> list[int] | RowError:
         try:
@@ -85,13 +95,35 @@ class ShardMaker:
             return error
 
     async def _make_row(
-        self, prompt: Prompt, token_ids: list[int] | RowError, planned: PlannedRow
+        self,
+        prompt: Prompt,
+        token_ids: list[int] | RowError,
+        planned: PlannedRow,
+        earlier: "Sequence[asyncio.Task[Row]]",
+        twin: "asyncio.Task[Row] | None",
     ) -> Row:
-        seed = row_seed(self._job.seed, prompt.id, planned.sample)
-        row = _blank_row(prompt, planned, seed)
-        if isinstance(token_ids, RowError):
-            return row | _verdict_columns(Verdict("failed", error=str(token_ids)))
-        row["prompt_tokens"] = len(token_ids)
+        """The last attempt at a sample; `earlier` rows are its siblings."""
+        attempts: list[Row] = []
+        for attempt in range(self._job.verify.attempts):
+            seed = row_seed(self._job.seed, prompt.id, planned.sample, attempt)
+            row = _blank_row(prompt, planned, seed, attempt, attempts)
+            if isinstance(token_ids, RowError):
+                return row | _verdict_columns(Verdict("failed", error=str(token_ids)))
+            row["prompt_tokens"] = len(token_ids)
+            try:
+                row |= await self._generate(prompt, token_ids, planned, seed)
+                sample = await _as_sample(prompt, row, earlier, twin)
+            except RowError as error:
+                return row | _verdict_columns(Verdict("failed", error=str(error)))
+            row |= _verdict_columns(await self._verify(sample))
+            if row["status"] != "rejected":
+                break
+            attempts = [*attempts, _attempt_of(row)]
+        return row
+
+    async def _generate(
+        self, prompt: Prompt, token_ids: list[int], planned: PlannedRow, seed: int
+    ) -> Mapping[str, Any]:
         params = self._arms[planned.arm].sampling_params(
             planned.id,
             seed,
@@ -99,38 +131,55 @@ class ShardMaker:
             Siblings(group_seed(self._job.seed, prompt.id), planned.sample),
         )
         use_lora = self._job.generate.lora is not None
-        try:
-            submitted = self._engine.submit(token_ids, params, use_lora=use_lora)
-            generation = await asyncio.wrap_future(submitted)
-        except RowError as error:
-            return row | _verdict_columns(Verdict("failed", error=str(error)))
+        submitted = self._engine.submit(token_ids, params, use_lora=use_lora)
+        generation = await asyncio.wrap_future(submitted)
         text = generation.text
         if text is None:
             text = self._engine.tokenizer.decode(generation.token_ids, skip_special_tokens=True)
-        row |= _generation_columns(generation, text)
-        sample = Sample(
-            request=_request_text(prompt),
-            completion=text,
-            token_ids=generation.token_ids,
-            logprobs=generation.logprobs,
-            injected=[injection.position for injection in generation.trace.injections],
-        )
-        return row | _verdict_columns(await self._verify(sample))
+        return _generation_columns(generation, text)
 
     async def _verify(self, sample: Sample) -> Verdict:
         checks = run_checks(self._job.verify.checks, sample)
-        config, judgement = self._job.verify.judge, None
+        judgement = None
         if self._judge is not None and all(check.passed for check in checks):
             try:
-                judgement = await self._ask(self._judge, sample)
+                judgement = await self._judge.judge(sample)
             except RowError as error:
                 return Verdict("failed", tuple(checks), error=str(error))
-        return decide(checks, judgement, config.accept_at if config else None)
+        return decide(checks, judgement)
 
-    async def _ask(self, judge: RubricJudge, sample: Sample) -> Judgement:
-        answers = judge.ask(sample)
-        await asyncio.gather(*map(asyncio.wrap_future, answers), return_exceptions=True)
-        return judge.read(answers)
+
+async def _and_tell(making: Awaitable[Row], on_row: Callable[[Row], None]) -> Row:
+    row = await making
+    on_row(row)
+    return row
+
+
+async def _as_sample(
+    prompt: Prompt,
+    row: Row,
+    earlier: "Sequence[asyncio.Task[Row]]",
+    twin: "asyncio.Task[Row] | None",
+) -> Sample:
+    """What verifies a generated row sees of it, once the rows that it is held against are done."""
+    siblings = [sibling for sibling in earlier if (await sibling)["status"] == "accepted"]
+    if twin is not None and (await twin)["completion"] is None:
+        raise JudgeError(f"the twin, {(await twin)['id']}, has failed")
+    return Sample(
+        request=_request_text(prompt),
+        completion=row["completion"],
+        token_ids=row["token_ids"],
+        logprobs=row["logprobs"],
+        injected=[injection["position"] for injection in row["injections"]],
+        source=prompt.source,
+        siblings=[sibling.result()["completion"] for sibling in siblings],
+        twin=None if twin is None else twin.result()["completion"],
+    )
+
+
+def _attempt_of(row: Row) -> Row:
+    """What a rejected row leaves behind in the row of the next attempt."""
+    return {name: row[name] for name in ATTEMPT_COLUMNS}
 
 
 def _request_text(prompt: Prompt) -> str:
@@ -140,7 +189,9 @@ def _request_text(prompt: Prompt) -> str:
     return "\n\n".join(f"{message.role}: {message.content}" for message in prompt.messages)
 
 
-def _blank_row(prompt: Prompt, planned: PlannedRow, seed: int) -> Row:
+def _blank_row(
+    prompt: Prompt, planned: PlannedRow, seed: int, attempt: int, attempts: list[Row]
+) -> Row:
     messages = None
     if prompt.messages is not None:
         messages = [message._asdict() for message in prompt.messages]
@@ -162,9 +213,8 @@ def _blank_row(prompt: Prompt, planned: PlannedRow, seed: int) -> Row:
         "finish_reason": None,
         "prompt_tokens": None,
         "completion_tokens": None,
-        "rationale": None,
-        "attempt": 0,
-        "attempts": [],
+        "attempt": attempt,
+        "attempts": attempts,
     }
 
 
@@ -186,6 +236,7 @@ def _verdict_columns(verdict: Verdict) -> Row:
     return {
         "status": verdict.status,
         "score": judgement.score if judgement else None,
+        "rationale": judgement.rationale if judgement else None,
         "scores": [asdict(score) for score in judgement.scores] if judgement else [],
         "checks": [asdict(check) for check in verdict.checks],
         "error": verdict.error,

@@ -13,8 +13,16 @@ from negtemp_data.engine.adapter import Adapter, resolve_adapter
 from negtemp_data.engine.arguments import check_engine_arguments
 from negtemp_data.engine.catalogue import Model, resolve_model
 from negtemp_data.errors import NegtempError, RequestError
-from negtemp_data.jobspec import Job, write_job
+from negtemp_data.jobspec import (
+    SAME,
+    EngineJudgeConfig,
+    Job,
+    LikelihoodJudgeConfig,
+    single_judges,
+    write_job,
+)
 from negtemp_data.jobspec.fingerprint import fingerprint_job
+from negtemp_data.judging import check_environment
 from negtemp_data.pipeline.graph import ShardGraph, ray_session
 from negtemp_data.pipeline.logs import captured_output
 from negtemp_data.pipeline.progress import Progress, Tally
@@ -61,11 +69,13 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class _Generator:
-    """What generates, on this machine."""
+class _Models:
+    """What generates and judges, on this machine."""
 
     model: Model
     adapter: Adapter | None
+    judges: dict[str, Model]
+    """Models of judges with engines of their own, by the judge's path in the job file."""
 
 
 class Reporter(Protocol):
@@ -88,18 +98,21 @@ def run_job(request: RunRequest, reporter: Reporter) -> RunResult:
         KeyboardInterrupt: Likewise.
     """
     job, output = request.job, request.output
-    check_address(request.address)
-    check_engine_arguments(job.generate.engine)
-    generator = _resolve(job, reporter)
+    _check_request(request)
+    models = _resolve(job, reporter)
     digest = source_digest(job.prompts)
     output.create()
     with hold_lock(output):
         if request.fresh:
             output.reset()
             output.create()
-        adapter = generator.adapter
+        adapter = models.adapter
         fingerprint = fingerprint_job(
-            job, digest, generator.model.revision, adapter.revision if adapter else None
+            job,
+            digest,
+            models.model.revision,
+            adapter.revision if adapter else None,
+            {path: judge.revision for path, judge in models.judges.items()},
         )
         if output.exists():
             output.check_fingerprint(fingerprint)
@@ -107,7 +120,7 @@ def run_job(request: RunRequest, reporter: Reporter) -> RunResult:
         plan = (load_plan(output.run) if output.exists() else None) or write_plan(job, output.run)
         output.write_job(write_job(job))
         output.write_fingerprint(fingerprint)
-        return _Run(request, generator, plan, reporter).finish_plan()
+        return _Run(request, models, plan, reporter).finish_plan()
 
 
 def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
@@ -118,20 +131,52 @@ def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
         RunError: See `run_job`.
     """
     output = request.output
-    check_address(request.address)
+    _check_request(request)
     output.read_fingerprint()
-    generator = _resolve(request.job, reporter)
+    models = _resolve(request.job, reporter)
     with hold_lock(output):
         plan = load_plan(output.run) or write_plan(request.job, output.run)
-        return _Run(request, generator, plan, reporter).finish_plan()
+        return _Run(request, models, plan, reporter).finish_plan()
 
 
-def _resolve(job: Job, reporter: Reporter) -> _Generator:
+def _resolve(job: Job, reporter: Reporter) -> _Models:
     lora = job.generate.lora
-    return _Generator(
-        model=resolve_model(job.generate.model, reporter.note),
+    model = resolve_model(job.generate.model, reporter.note)
+    judges = {
+        path: resolve_model(judge.model, reporter.note)
+        for path, judge in _judges_with_engines(job)
+        if judge.model != SAME
+    }
+    for path, judge in _judges_with_engines(job):
+        if isinstance(judge, LikelihoodJudgeConfig) and judges[path].revision == model.revision:
+            raise RequestError(
+                f"{path}.model: {judge.model} is the generator, {job.generate.model}, by another "
+                "name; its likelihood only shows that an injection happened. Name another model."
+            )
+    return _Models(
+        model=model,
         adapter=None if lora is None else resolve_adapter(lora, reporter.note),
+        judges=judges,
     )
+
+
+def _judges_with_engines(job: Job) -> Iterator[tuple[str, EngineJudgeConfig]]:
+    for path, judge in single_judges(job.verify.judge):
+        if isinstance(judge, EngineJudgeConfig):
+            yield path, judge
+
+
+def _check_request(request: RunRequest) -> None:
+    """What can be found wrong before anything is loaded.
+
+    Raises:
+        RequestError: An address, an engine argument, a function or a key.
+    """
+    check_address(request.address)
+    check_engine_arguments(request.job.generate.engine)
+    for path, judge in _judges_with_engines(request.job):
+        check_engine_arguments(judge.engine, f"{path}.engine")
+    check_environment(request.job.verify)
 
 
 def check_address(address: str | None) -> None:
@@ -156,10 +201,10 @@ class _Run:
     """The part of a run that holds the output's lock."""
 
     def __init__(
-        self, request: RunRequest, generator: _Generator, plan: Plan, reporter: Reporter
+        self, request: RunRequest, models: _Models, plan: Plan, reporter: Reporter
     ) -> None:
         self._job, self._output, self._address = request.job, request.output, request.address
-        self._generator = generator
+        self._models = models
         self._plan = plan
         self._reporter = reporter
         self._output.clean_tmp()
@@ -193,8 +238,9 @@ class _Run:
 
     def _make(self, todo: list[int]) -> float | None:
         """Makes shards; returns when the first engine was ready, in seconds since the epoch."""
-        model, adapter = self._generator.model, self._generator.adapter
-        graph = ShardGraph(self._job, self._output, model.path, adapter)
+        model, adapter = self._models.model, self._models.adapter
+        judge_paths = {path: judge.path for path, judge in self._models.judges.items()}
+        graph = ShardGraph(self._job, self._output, model.path, adapter, judge_paths)
         with self._shown_progress(graph):
             for shard in graph.run(todo):
                 entry = read_entry(self._output, shard)
@@ -209,10 +255,13 @@ class _Run:
         self._layout_at = time.monotonic()
         entries = dict(sorted(self._entries.items()))
         write_layout(self._output, entries)
-        model, adapter = self._generator.model, self._generator.adapter
-        notes = {model.name: f"revision {model.revision}; licence: {model.licence}. {model.note}"}
+        model, adapter = self._models.model, self._models.adapter
+        notes = {
+            each.name: f"revision {each.revision}; licence: {each.licence}. {each.note}"
+            for each in (model, *self._models.judges.values())
+        }
         if adapter is not None:
-            notes[adapter.name] = f"LoRA adapter of the generator, revision {adapter.revision}."
+            notes[adapter.name] = f"LoRA adapter of the models, revision {adapter.revision}."
         write_card(self._output, self._job, entries, _versions(), notes)
 
     @contextmanager

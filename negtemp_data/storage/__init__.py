@@ -22,6 +22,7 @@ from negtemp_data.storage.lock import hold_lock, is_held
 from negtemp_data.storage.output import Output, shard_name
 from negtemp_data.storage.samples import read_rows
 from negtemp_data.storage.schema import (
+    ATTEMPT_COLUMNS,
     COLUMNS,
     ROW_SCHEMA,
     STATUSES,
@@ -32,6 +33,7 @@ from negtemp_data.storage.shards import build_shard, commit_shard, encode_shard,
 from negtemp_data.storage.summary import ArmTotals, Totals, summarise
 
 __all__ = [
+    "ATTEMPT_COLUMNS",
     "COLUMNS",
     "ROW_SCHEMA",
     "STATUSES",

@@ -51,6 +51,9 @@ _ATTEMPT = pa.struct(
     }
 )
 
+ATTEMPT_COLUMNS = tuple(_ATTEMPT.names)
+"""What is kept of an attempt that was rejected, by its column in the row."""
+
 ROW_SCHEMA = pa.schema(
     {
         "id": pa.string(),
@@ -110,8 +113,8 @@ COLUMNS: dict[str, str] = {
     "checks": "Outcome of each check: name, passed, detail.",
     "rationale": "The judge's written reasons, where it was asked for them.",
     "error": "Why the row failed; null for other rows.",
-    "attempt": "Number of the attempt that made this row.",
-    "attempts": "Earlier attempts at this row.",
+    "attempt": "Number of the attempt that made this row, from 0.",
+    "attempts": "Earlier attempts at this row, all rejected.",
 }
 """What each column holds, in one line, in the schema's order."""
 

@@ -1,0 +1,270 @@
+"""Judges as the job file writes them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from negtemp_data.jobspec.strict import Name, StrictModel
+
+SAME = "same"
+"""Name of the judge model that stands for the generator's own engine."""
+
+CRITERIA: dict[str, str] = {
+    "coherence": "Is the answer readable, grammatical and consistent from start to end?",
+    "relevance": "Does the answer address what the request asks for, and nothing else?",
+    "helpfulness": "Would the person who wrote the request be well served by the answer?",
+    "correctness": "Are the statements in the answer true, and is its reasoning sound?",
+    "creativity": "Is the answer original, rather than the first thing that anyone would write?",
+}
+"""Questions behind the criteria that a job may name without a text of its own."""
+
+
+class CriterionConfig(StrictModel):
+    """One question that a judge answers on the scale."""
+
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Weight in the mean score."""
+    text: str | None = Field(default=None, min_length=1)
+    """The question; null: the built-in text of a criterion of this name."""
+
+
+class ExampleConfig(StrictModel):
+    """A rated answer, shown to the judge before the one that it rates."""
+
+    request: str = Field(min_length=1)
+    """What was asked."""
+    answer: str = Field(min_length=1)
+    """What was answered."""
+    rating: int
+    """The right rating, on the scale."""
+
+
+class EngineJudgeConfig(StrictModel):
+    """A judge that asks a model which vLLM runs."""
+
+    model: str = Field(default=SAME, min_length=1)
+    """`same`: the generator's own engine. Else a catalogue name, Hugging Face id or local path, for
+    engines of its own beside the generator's."""
+    engine: dict[str, Any] = {}
+    """vLLM engine arguments of those engines."""
+    replicas: int = Field(default=1, ge=1)
+    """Engines for this judge, where it has its own."""
+    gpus_per_replica: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = "auto"
+    """GPUs of each; auto: one where the cluster has any."""
+
+    @model_validator(mode="after")
+    def _own_engine(self) -> Self:
+        if self.model == SAME and (self.engine or self.replicas > 1):
+            name = "engine" if self.engine else "replicas"
+            raise ValueError(
+                f"{name} is of no effect with model: same, which uses the generator's engine; name "
+                "a model, or leave it out"
+            )
+        return self
+
+
+class RubricConfig(StrictModel):
+    """Questions, and the scale of their answers."""
+
+    criteria: dict[Name, CriterionConfig] = Field(min_length=1)
+    """Questions by name."""
+    scale: Annotated[list[int], Field(min_length=2, max_length=2)] = [1, 5]
+    """Lowest and highest score; every whole number between is a label of one token."""
+    accept_at: float = Field(allow_inf_nan=False)
+    """Smallest weighted mean score that is accepted."""
+    examples: list[ExampleConfig] = []
+    """Rated answers that go before every question (few-shot)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        low, high = self.scale
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"scale must rise, within 0 to 100; found [{low}, {high}]")
+        if not low <= self.accept_at <= high:
+            raise ValueError(f"accept_at ({self.accept_at}) lies outside the scale [{low}, {high}]")
+        for example in self.examples:
+            if not low <= example.rating <= high:
+                raise ValueError(
+                    f"an example's rating ({example.rating}) lies outside the scale [{low}, {high}]"
+                )
+        for name, criterion in self.criteria.items():
+            if criterion.text is None and name not in CRITERIA:
+                raise ValueError(
+                    f"criterion {name!r} needs a text; built in are {', '.join(CRITERIA)}"
+                )
+        return self
+
+
+class RubricJudgeConfig(RubricConfig, EngineJudgeConfig):
+    """A rubric judge: one decoded step per criterion gives an expected score on the scale."""
+
+    kind: Literal["rubric"] = "rubric"
+    rationale_tokens: int = Field(default=0, ge=0)
+    """Longest rationale that the judge writes before it rates; 0: it rates at once."""
+
+
+class LikelihoodJudgeConfig(EngineJudgeConfig):
+    """Mean log-probability of the completion's tokens under another model than the generator.
+
+    The generator's own likelihood only shows that an injection happened. Injected tokens are left
+    out.
+    """
+
+    kind: Literal["likelihood"]
+    against: Literal["nothing", "twin"] = "nothing"
+    """twin: the score is the completion's mean log-probability less that of its twin."""
+    accept_at: float = Field(allow_inf_nan=False)
+    """Smallest accepted score, in nats per token: 0 is certainty."""
+
+    @model_validator(mode="after")
+    def _another_model(self) -> Self:
+        if self.model == SAME:
+            raise ValueError(
+                "a likelihood judge needs a model other than the generator, whose own likelihood "
+                "only shows that an injection happened; `perplexity` is a check for that"
+            )
+        return self
+
+
+class PairwiseJudgeConfig(EngineJudgeConfig):
+    """Compares the completion with its twin, in both orders."""
+
+    kind: Literal["pairwise"]
+    question: str = "Which answer serves the person who wrote the request better?"
+    """What is asked of the two answers."""
+    accept_at: float = Field(default=0.5, ge=0, le=1)
+    """Smallest accepted probability that the completion is the better one."""
+
+
+class RewardJudgeConfig(EngineJudgeConfig):
+    """A reward model: one that gives a sequence a number."""
+
+    kind: Literal["reward"]
+    accept_at: float = Field(allow_inf_nan=False)
+    """Smallest accepted reward."""
+
+    @model_validator(mode="after")
+    def _another_model(self) -> Self:
+        if self.model == SAME:
+            raise ValueError("a reward judge needs a model of its own, made for rewards")
+        return self
+
+
+class PythonJudgeConfig(StrictModel):
+    """A function of the user's own."""
+
+    kind: Literal["python"]
+    function: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    """`package.module:function`; it gets a Sample and returns a number."""
+    accept_at: float = Field(allow_inf_nan=False)
+    """Smallest accepted number."""
+
+
+class EndpointJudgeConfig(RubricConfig):
+    """A rubric judge behind an OpenAI-compatible server."""
+
+    kind: Literal["endpoint"]
+    url: str = Field(pattern=r"^https?://")
+    """Address of the API, such as http://localhost:8000/v1."""
+    model: str = Field(min_length=1)
+    """Name of the model there."""
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable that holds the key; null: none is sent. The key itself is saved
+    nowhere."""
+    concurrency: int = Field(default=16, ge=1)
+    """Requests of one worker under way at a time, at most."""
+    timeout_s: float = Field(default=60, gt=0, allow_inf_nan=False)
+    """Longest time for one request."""
+    attempts: int = Field(default=5, ge=1)
+    """Times that a request is tried before its row fails."""
+
+
+_KINDS = {
+    "rubric": "<RubricJudgeConfig>",
+    "likelihood": "<LikelihoodJudgeConfig>",
+    "pairwise": "<PairwiseJudgeConfig>",
+    "reward": "<RewardJudgeConfig>",
+    "python": "<PythonJudgeConfig>",
+    "endpoint": "<EndpointJudgeConfig>",
+}
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return str(value.get("kind", "rubric"))
+    return str(getattr(value, "kind", None))
+
+
+def _tag_of_single(value: Any) -> str | None:
+    return _KINDS.get(_kind_of(value))
+
+
+def _tag_of_judge(value: Any) -> str | None:
+    is_combined = "judges" in value if isinstance(value, Mapping) else hasattr(value, "judges")
+    return "<CombinedJudgeConfig>" if is_combined else _tag_of_single(value)
+
+
+_Single = (
+    Annotated[RubricJudgeConfig, Tag("<RubricJudgeConfig>")]
+    | Annotated[LikelihoodJudgeConfig, Tag("<LikelihoodJudgeConfig>")]
+    | Annotated[PairwiseJudgeConfig, Tag("<PairwiseJudgeConfig>")]
+    | Annotated[RewardJudgeConfig, Tag("<RewardJudgeConfig>")]
+    | Annotated[PythonJudgeConfig, Tag("<PythonJudgeConfig>")]
+    | Annotated[EndpointJudgeConfig, Tag("<EndpointJudgeConfig>")]
+)
+_MESSAGE = f"`kind` must be one of {', '.join(_KINDS)}"
+
+SingleJudgeConfig = Annotated[
+    _Single,
+    Discriminator(_tag_of_single, custom_error_type="judge_kind", custom_error_message=_MESSAGE),
+]
+
+
+class CombinedJudgeConfig(StrictModel):
+    """Several judges, and how their verdicts become one."""
+
+    combine: Literal["all", "any", "mean"]
+    """all: each has to accept; any: one has to; mean: the weighted mean of their scores counts."""
+    judges: dict[Name, SingleJudgeConfig] = Field(min_length=2)
+    """Judges by name."""
+    weights: dict[Name, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    """Weights in the mean score, 1 where a judge has none here."""
+    accept_at: float | None = Field(default=None, allow_inf_nan=False)
+    """With mean: smallest accepted weighted mean."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        unknown = sorted(self.weights.keys() - self.judges.keys())
+        if unknown:
+            raise ValueError(
+                f"weights.{unknown[0]}: no judge has this name; there are {', '.join(self.judges)}"
+            )
+        if (self.accept_at is None) == (self.combine == "mean"):
+            raise ValueError(
+                "combine: mean needs accept_at for the mean; with all and any each judge has its "
+                "own and there is none beside them"
+            )
+        return self
+
+
+JudgeConfig = Annotated[
+    _Single | Annotated[CombinedJudgeConfig, Tag("<CombinedJudgeConfig>")],
+    Discriminator(_tag_of_judge, custom_error_type="judge_kind", custom_error_message=_MESSAGE),
+]
+
+
+def single_judges(judge: Any) -> Iterator[tuple[str, Any]]:
+    """The single judges of a job's judge, with their paths in the job file."""
+    if isinstance(judge, CombinedJudgeConfig):
+        for name, member in judge.judges.items():
+            yield f"verify.judge.judges.{name}", member
+    elif judge is not None:
+        yield "verify.judge", judge
+
+
+def needs_twin(judge: Any) -> bool:
+    """Whether a single judge compares a sample with its twin."""
+    if isinstance(judge, LikelihoodJudgeConfig):
+        return judge.against == "twin"
+    return isinstance(judge, PairwiseJudgeConfig)

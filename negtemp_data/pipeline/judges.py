@@ -1,0 +1,173 @@
+"""Judges' engines of their own: actors that work while generation goes on.
+
+Only prompts and answers travel; what is asked and what an answer means stays with the worker that
+made the sample. A replica that dies is replaced by Ray, and asked again.
+"""
+
+import asyncio
+import os
+import pickle
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import ray
+
+from negtemp_data.engine.engine import Engine, EngineSpec, Generation
+from negtemp_data.engine.questions import question_params
+from negtemp_data.engine.tokens import PromptEncoder
+from negtemp_data.errors import EngineDeadError, JudgeError, NegtempError
+from negtemp_data.jobspec import SAME, EngineJudgeConfig, Job
+from negtemp_data.judging import Judge, build_judge
+from negtemp_data.judging.asking import JudgingEngine, Question
+from negtemp_data.pipeline.logs import send_output_to
+from negtemp_data.storage import Output
+
+EXIT_ENGINE_DEAD = 70
+"""Exit code of a process whose engine died (EX_SOFTWARE of sysexits.h)."""
+
+_MAX_DEATHS = 3
+"""Deaths of a replica under a request before its row fails."""
+
+_MOST_REQUESTS = 4096
+"""Requests that a replica takes at a time."""
+
+
+class _Facts(NamedTuple):
+    """What a worker must know of a replica's engine."""
+
+    model_path: str
+    max_model_len: int
+
+
+class JudgeReplica:
+    """One engine of a judge; an actor's plain class."""
+
+    def __init__(self, spec: EngineSpec, output: Output) -> None:
+        self._failure: NegtempError | None = None
+        name = f"judge-{ray.util.get_node_ip_address()}-{os.getpid()}"
+        send_output_to(output.logs / f"{name}.log")
+        try:
+            self._engine = Engine(spec)
+        except NegtempError as error:
+            self._failure = error
+
+    async def describe(self) -> bytes:
+        """`_Facts`, or the error that kept the engine from starting; pickled."""
+        if self._failure is not None:
+            return pickle.dumps(self._failure)
+        return pickle.dumps(_Facts(self._engine.model_path, self._engine.max_model_len))
+
+    async def answer(self, question: Question) -> Generation:
+        """The engine's answer."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return await asyncio.wrap_future(_ask(self._engine, question))
+        except EngineDeadError:
+            # Not an exception: Ray would keep this actor, whose engine is gone.
+            os._exit(EXIT_ENGINE_DEAD)
+
+
+def start_replica(spec: EngineSpec, output: Output, gpus: float) -> Any:
+    """Starts an actor; it waits for its GPUs, and Ray starts it anew when it dies."""
+    options: dict[str, Any] = {
+        "num_cpus": 0,  # the worker that waits for it holds the slots
+        "num_gpus": gpus,
+        "max_restarts": -1,
+        "max_task_retries": _MAX_DEATHS,
+        "max_concurrency": _MOST_REQUESTS,
+        "scheduling_strategy": "SPREAD",
+    }
+    return ray.remote(JudgeReplica).options(**options).remote(spec, output)
+
+
+class LocalEngine:
+    """The generator's engine, as judges see it."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Takes an engine that runs in this process."""
+        self._engine = engine
+        self.tokenizer: Any = engine.tokenizer
+        self.max_model_len = engine.max_model_len
+
+    def submit(self, question: Question) -> "Future[Generation]":
+        """Queues a request."""
+        return _ask(self._engine, question)
+
+
+class RemoteEngine:
+    """A judge's replicas, seen as one engine; safe to use from any thread."""
+
+    def __init__(self, replicas: Sequence[Any]) -> None:
+        """Waits until the first replica takes requests.
+
+        Raises:
+            NegtempError: Its engine did not start.
+        """
+        from transformers import AutoTokenizer  # noqa: PLC0415
+
+        facts = pickle.loads(ray.get(replicas[0].describe.remote()))
+        if isinstance(facts, NegtempError):
+            raise facts
+        self.max_model_len: int = facts.max_model_len
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(facts.model_path)
+        self._replicas = replicas
+        self._n_open = [0] * len(replicas)
+        self._lock = threading.Lock()
+
+    def submit(self, question: Question) -> "Future[Generation]":
+        """Asks the replica that has the fewest open requests of this worker."""
+        with self._lock:
+            index = min(range(len(self._n_open)), key=self._n_open.__getitem__)
+            self._n_open[index] += 1
+        answer: Future[Generation] = Future()
+
+        def finish(done: "Future[Generation]") -> None:
+            with self._lock:
+                self._n_open[index] -= 1
+            error = done.exception()
+            if error is None:
+                answer.set_result(done.result())
+            else:
+                answer.set_exception(_translate(error))
+
+        self._replicas[index].answer.remote(question).future().add_done_callback(finish)
+        return answer
+
+
+def _ask(engine: Engine, question: Question) -> "Future[Generation]":
+    params = question_params(question.kind, question.label_ids, question.max_tokens)
+    return engine.submit(question.prompt_token_ids, params)
+
+
+def _translate(error: BaseException) -> BaseException:
+    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, NegtempError):
+        return error.cause
+    if isinstance(error, ray.exceptions.RayActorError):
+        return JudgeError(f"the judge's engine died {_MAX_DEATHS + 1} times under this request")
+    return error
+
+
+def job_judge(job: Job, engine: Engine, replicas: "dict[str, list[Any]]") -> Judge | None:
+    """The job's judge, for a worker whose generator runs on `engine`; None where it has none.
+
+    Args:
+        job: The job.
+        engine: For judges that share the generator's.
+        replicas: Those of the other judges, by path in the job file.
+
+    Raises:
+        NegtempError: A judge does not suit its model, or its engine did not start.
+    """
+
+    def engine_of(path: str, config: EngineJudgeConfig) -> tuple[JudgingEngine, PromptEncoder]:
+        is_same = config.model == SAME
+        asked: JudgingEngine = LocalEngine(engine) if is_same else RemoteEngine(replicas[path])
+        template_kwargs = job.generate.chat_template_kwargs if is_same else {}
+        return asked, PromptEncoder(asked.tokenizer, asked.max_model_len - 1, template_kwargs)
+
+    if job.verify.judge is None:
+        return None
+    return build_judge(job.verify.judge, engine_of, engine.tokenizer)
