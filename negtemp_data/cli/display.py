@@ -99,15 +99,19 @@ def arms_table(totals: Totals, distinct: Mapping[str, float | None] | None = Non
     """Counts by arm; `distinct` adds a column of distinct-2."""
     table = Table(box=None, pad_edge=False)
     table.add_column("arm", no_wrap=True)
-    headers = ["samples", "accepted", "rejected", "failed", "score", "injections"]
-    if totals.overall.not_done:
-        headers.insert(4, "to do")
+    # Where no attempt but the first was made the two are the same.
+    retried = totals.overall.accepted_at_once < totals.overall.accepted
+    headers = ["samples", "accepted", *["at once"] * retried, "rejected", "failed"]
+    headers += [*["to do"] * bool(totals.overall.not_done), "score", "injections"]
     if distinct is not None:
         headers.append("distinct-2")
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
     for arm, rows in totals.arms.items():
-        cells = [str(rows.planned), str(rows.accepted), str(rows.rejected), str(rows.failed)]
+        cells = [str(rows.planned), str(rows.accepted)]
+        if retried:
+            cells.append(str(rows.accepted_at_once))
+        cells += [str(rows.rejected), str(rows.failed)]
         if totals.overall.not_done:
             cells.append(str(rows.not_done))
         cells += [_number(rows.mean_score, 2), str(rows.injections)]

@@ -138,7 +138,7 @@ def _show_end(job: Job, output: Any, result: Any) -> None:
         distinct[arm] = distinct_n(row["token_ids"] or () for row in rows)
     console.print(arms_table(result.totals, distinct))
     if result.seconds:
-        tokens = result.generated.completion_tokens
+        tokens = result.generated.generated_tokens
         console.print(
             f"\n{tokens} tokens in {result.seconds:.0f} s after the engine's start: "
             f"{tokens / result.seconds:.0f} tok/s"

@@ -30,7 +30,7 @@ def command(out: str, as_json: bool) -> None:
 
     console = Console(highlight=False)
     of_planned = f" of {plan.n_shards}" if plan else ""
-    console.print(f"{totals.shards}{of_planned} shards, {totals.completion_tokens} tokens")
+    console.print(f"{totals.shards}{of_planned} shards, {totals.generated_tokens} tokens")
     console.print(arms_table(totals))
     if is_running:
         console.print("A run is writing here.")

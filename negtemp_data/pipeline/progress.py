@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from negtemp_data.storage import generated_tokens
+
 
 @dataclass
 class RowCounts:
@@ -12,7 +14,7 @@ class RowCounts:
     rejected: int = 0
     failed: int = 0
     tokens: int = 0
-    """Generated tokens of these rows."""
+    """Generated tokens of these rows, all attempts together."""
 
     @property
     def rows(self) -> int:
@@ -22,7 +24,7 @@ class RowCounts:
     def add_row(self, row: dict[str, Any]) -> None:
         """Counts a row."""
         setattr(self, row["status"], getattr(self, row["status"]) + 1)
-        self.tokens += row["completion_tokens"] or 0
+        self.tokens += generated_tokens(row)
 
     def __add__(self, other: "RowCounts") -> "RowCounts":
         mine, theirs = asdict(self), asdict(other)

@@ -27,6 +27,7 @@ from negtemp_data.storage.schema import (
     ROW_SCHEMA,
     STATUSES,
     Status,
+    generated_tokens,
     rows_to_table,
 )
 from negtemp_data.storage.shards import build_shard, commit_shard, encode_shard, read_batches
@@ -49,6 +50,7 @@ __all__ = [
     "commit_shard",
     "describe_shard",
     "encode_shard",
+    "generated_tokens",
     "hold_lock",
     "is_held",
     "read_batches",

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from negtemp_data.errors import StorageError
-from negtemp_data.storage.schema import STATUSES
+from negtemp_data.storage.schema import STATUSES, generated_tokens
 
 _METADATA_KEY = b"negtemp"
 
@@ -33,8 +33,10 @@ class ShardAccount:
     """Rows that the plan gives to the shard, in the file or not."""
     counts: dict[str, dict[str, int]]
     """Planned rows by arm and status; every arm has all of `STATUSES`."""
-    completion_tokens: int
-    """Generated tokens of the planned rows."""
+    accepted_at_once: dict[str, int]
+    """Rows that were accepted at their first attempt, by arm."""
+    generated_tokens: int
+    """Generated tokens of the planned rows, all attempts together."""
     injections: dict[str, int]
     """Injected tokens by arm."""
     score_sum: dict[str, float]
@@ -45,7 +47,7 @@ class ShardAccount:
     """Time that the shard took."""
 
     def __post_init__(self) -> None:
-        parts = (self.injections, self.score_sum, self.scored)
+        parts = (self.accepted_at_once, self.injections, self.score_sum, self.scored)
         if any(part.keys() != self.counts.keys() for part in parts):
             raise ValueError("the arms differ")
         if any(counts.keys() != set(STATUSES) for counts in self.counts.values()):
@@ -58,12 +60,14 @@ def account_rows(
     """Accounts for all planned rows of a shard, of which its file holds `rows`."""
     arms = dict.fromkeys(row["arm"] for row in planned)
     counts: dict[str, dict[str, int]] = {arm: dict.fromkeys(STATUSES, 0) for arm in arms}
+    accepted_at_once = dict.fromkeys(arms, 0)
     injections = dict.fromkeys(arms, 0)
     score_sum = dict.fromkeys(arms, 0.0)
     scored = dict.fromkeys(arms, 0)
     for row in planned:
         arm = row["arm"]
         counts[arm][row["status"]] += 1
+        accepted_at_once[arm] += row["status"] == "accepted" and not row["attempts"]
         injections[arm] += len(row["injections"] or ())
         if row["score"] is not None:
             score_sum[arm] += float(row["score"])
@@ -73,7 +77,8 @@ def account_rows(
         rows=rows,
         planned=len(planned),
         counts=counts,
-        completion_tokens=sum(int(row["completion_tokens"] or 0) for row in planned),
+        accepted_at_once=accepted_at_once,
+        generated_tokens=sum(map(generated_tokens, planned)),
         injections=injections,
         score_sum=score_sum,
         scored=scored,

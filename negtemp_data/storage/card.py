@@ -9,7 +9,15 @@ from itertools import takewhile
 
 from jinja2 import Environment, StrictUndefined
 
-from negtemp_data.jobspec import Job, write_job
+from negtemp_data.jobspec import (
+    SAME,
+    Job,
+    PythonJudgeConfig,
+    RubricConfig,
+    SingleJudgeConfig,
+    single_judges,
+    write_job,
+)
 from negtemp_data.storage.ledger import ShardEntry
 from negtemp_data.storage.output import Output
 from negtemp_data.storage.schema import COLUMNS, ROW_SCHEMA
@@ -42,6 +50,7 @@ def write_card(
     source = resources.files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8")
     text = environment.from_string(source).render(
         job=job,
+        judges=[_describe_judge(path, judge) for path, judge in single_judges(job.verify.judge)],
         totals=summarise(entries),
         schedules=_cut_section(write_job(job), "schedules"),
         columns=[(field.name, str(field.type), COLUMNS[field.name]) for field in ROW_SCHEMA],
@@ -49,6 +58,20 @@ def write_card(
         model_notes=model_notes,
     )
     output.write_text(output.card_path, text)
+
+
+def _describe_judge(path: str, judge: SingleJudgeConfig) -> str:
+    name = path.removeprefix("verify.judge").removeprefix(".judges.")
+    parts = [f"{name}: {judge.kind}" if name else judge.kind]
+    if isinstance(judge, PythonJudgeConfig):
+        parts.append(_quote_code(judge.function))
+    elif judge.model == SAME:
+        parts.append("the generator itself")
+    else:
+        parts.append(_quote_code(judge.model))
+    if isinstance(judge, RubricConfig):
+        parts.append(f"{', '.join(judge.criteria)} on {judge.scale[0]} to {judge.scale[1]}")
+    return ", ".join([*parts, f"accepts at {judge.accept_at:g}"])
 
 
 def _cut_section(yaml: str, name: str) -> str:

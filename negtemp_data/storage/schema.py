@@ -129,6 +129,12 @@ _UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)
 """What Arrow raises for a value that does not fit its column."""
 
 
+def generated_tokens(row: Mapping[str, Any]) -> int:
+    """Tokens generated for a row, those of earlier attempts included."""
+    earlier = sum(len(attempt["token_ids"] or ()) for attempt in row["attempts"] or ())
+    return earlier + int(row["completion_tokens"] or 0)
+
+
 def rows_to_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """The rows as a table of `ROW_SCHEMA`, in batches of at most `BATCH_ROWS` rows.
 

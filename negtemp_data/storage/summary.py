@@ -13,6 +13,8 @@ class ArmTotals:
 
     accepted: int
     """Rows that passed."""
+    accepted_at_once: int
+    """Of these, rows that passed at their first attempt."""
     rejected: int
     """Rows that did not pass."""
     failed: int
@@ -40,8 +42,8 @@ class Totals:
     """Over all arms."""
     shards: int
     """Committed shards."""
-    completion_tokens: int
-    """Generated tokens."""
+    generated_tokens: int
+    """Generated tokens, all attempts together."""
 
 
 def summarise(
@@ -61,7 +63,7 @@ def summarise(
         arms={arm: _add_up(shards, [arm], planned_rows) for arm in arms},
         overall=_add_up(shards, arms, planned_rows),
         shards=len(entries),
-        completion_tokens=sum(entry.completion_tokens for entry in shards),
+        generated_tokens=sum(entry.generated_tokens for entry in shards),
     )
 
 
@@ -76,6 +78,7 @@ def _add_up(
     score_sum = sum(entry.score_sum[arm] for entry, arm in parts)
     return ArmTotals(
         **counts,
+        accepted_at_once=sum(entry.accepted_at_once[arm] for entry, arm in parts),
         not_done=planned - done,
         injections=sum(entry.injections[arm] for entry, arm in parts),
         mean_score=score_sum / scored if scored else None,

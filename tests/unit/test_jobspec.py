@@ -186,7 +186,6 @@ def test_an_unknown_key_is_shown_on_one_short_line_without_control_characters(
         ("verify.checks.0={kind: [1]}", "verify.checks[0]", "{'kind': [1]}"),
         ("verify.checks.0=length", "verify.checks[0]", "'length'"),
         ("verify.checks.0={kind: perplexity, max: 1}", "verify.checks[0].max", "1"),
-        ("verify.judge.model=other/model", "verify.judge.model", "'other/model'"),
         ("verify.judge.criteria={}", "verify.judge.criteria", "{}"),
         ("verify.judge.scale=[1]", "verify.judge.scale", "[1]"),
     ],

@@ -154,7 +154,7 @@ def add_shard(output: Output) -> None:
 
 
 def forge_ledger(output: Output) -> None:
-    write_entry(output, replace(describe_shard(output, 1), completion_tokens=1))
+    write_entry(output, replace(describe_shard(output, 1), generated_tokens=1))
 
 
 def unlist_shard(output: Output) -> None:

@@ -46,7 +46,7 @@ def test_an_entry_accounts_for_the_planned_rows(output: Output) -> None:
     each = {"accepted": 1, "rejected": 1, "failed": 1}
     assert (entry.shard, entry.rows, entry.planned) == (2, 6, 6)
     assert entry.counts == {"control": each, "negative": each}
-    assert entry.completion_tokens == 24
+    assert entry.generated_tokens == 24
     assert entry.injections == {"control": 0, "negative": 3}
     assert entry.score_sum == {"control": 7.0, "negative": 7.0}
     assert entry.scored == {"control": 2, "negative": 2}
@@ -115,7 +115,7 @@ def test_totals_add_up_by_arm_against_the_plan(output: Output) -> None:
     assert totals.arms["later"].mean_score is None
     assert totals.overall.planned == 20
     assert totals.overall.not_done == 8
-    assert (totals.shards, totals.completion_tokens) == (2, 48)
+    assert (totals.shards, totals.generated_tokens) == (2, 48)
 
 
 def test_without_a_plan_nothing_is_left_to_do(output: Output) -> None:
@@ -190,7 +190,7 @@ def test_the_card_has_front_matter_counts_schedules_and_columns(output: Output, 
         "tags": ["synthetic", "negative-temperature", "negtemp-data"],
         "configs": [{"config_name": "default", "data_files": "shard-*.arrow"}],
     }
-    assert "| negative | 6 | 2 | 2 | 2 | 3.50 | 6 |" in body
+    assert "| negative | 6 | 2 | 2 | 2 | 2 | 3.50 | 6 |" in body
     assert "- `smollm2`: Apache-2.0; a weak judge." in body
     assert "- vllm 0.11" in body
     assert all(f"| `{column}` |" in body for column in COLUMNS)
@@ -208,4 +208,4 @@ def test_no_text_of_prompts_or_rows_gets_into_the_card(output: Output, job: Job)
 
 def test_a_card_can_be_written_before_the_first_shard(output: Output, job: Job) -> None:
     write_card(output, job, {}, {}, {})
-    assert "| **all arms** | 0 | 0 | 0 | 0 | none | 0 |" in output.card_path.read_text()
+    assert "| **all arms** | 0 | 0 | 0 | 0 | 0 | none | 0 |" in output.card_path.read_text()
