@@ -1,0 +1,79 @@
+"""A judge with an engine of its own: both engines work at a time, and its death costs no row."""
+
+import json
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from test_interrupt import DEADLINE_S, start
+
+JOB = """
+version: 1
+name: judged
+seed: 3
+prompts: {{source: {prompts}, id: id}}
+generate:
+  model: {model}
+  max_tokens: 60
+  min_tokens: 60
+  samples: {{control: 2, negative: 2}}
+  engine: {{dtype: float32, max_model_len: 1024, max_num_seqs: 16}}
+schedules:
+  control: {{base: {{temperature: 0.8}}}}
+  negative:
+    inject: [{{when: {{every: 8}}, temperature: -1.0}}]
+verify:
+  judge:
+    model: {judge}
+    engine: {{dtype: float32, max_model_len: 1024, max_num_seqs: 8}}
+    criteria: {{coherence: {{}}, relevance: {{}}}}
+    accept_at: 3
+output: {{path: {out}, shard_rows: 8}}
+"""
+
+N_PROMPTS = 24
+
+
+@pytest.fixture
+def job(tiny_model, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    rows = ({"id": f"p{i}", "prompt": f"Tell me about the number {i}."} for i in range(N_PROMPTS))
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "job.yaml"
+    text = JOB.format(prompts=prompts, model=tiny_model, judge=tiny_model, out=tmp_path / "out")
+    path.write_text(text)
+    return path
+
+
+def judge_pids(out):
+    """Processes that were replicas of the judge, from the names of their logs."""
+    names = (path.name for path in (out / "_run" / "logs").glob("judge-*.log"))
+    return [int(re.search(r"-(\d+)\.log$", name)[1]) for name in names]
+
+
+def test_a_judge_killed_in_the_middle_costs_no_row(job, negtemp, tmp_path):
+    import datasets
+
+    out = tmp_path / "out"
+    process = start(job)
+    end = time.monotonic() + DEADLINE_S
+    while not list(out.glob("shard-*.arrow")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "no shard was committed in time"
+        time.sleep(0.05)
+    (pid,) = judge_pids(out)
+    os.kill(pid, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert "Traceback" not in stderr
+    assert len(judge_pids(out)) == 2, "the replica was not replaced"
+    rows = datasets.load_from_disk(str(out))
+    assert len(set(rows["id"])) == len(rows) == N_PROMPTS * 4
+    assert "failed" not in rows["status"]
+    for scores in rows["scores"]:
+        assert [score["criterion"] for score in scores] == ["coherence", "relevance"]
+        assert all(1 <= score["score"] <= 5 for score in scores)
+    assert negtemp("check", str(out)).returncode == 0
