@@ -19,4 +19,4 @@ def command(out: str, **options: Any) -> None:
     output = Output(out)
     text = output.read_job()
     job = build_job(read_yaml(text, str(output.job_path)), str(output.job_path))
-    execute(job, output, is_resumed=True, fresh=False, **options)
+    execute(job, output, is_resumed=True, fresh=False, reuse=None, **options)

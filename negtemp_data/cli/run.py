@@ -46,12 +46,20 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @job_argument
 @run_options
 @click.option("--fresh", is_flag=True, help="Start over: delete what an earlier run left in OUT.")
+@click.option(
+    "--reuse",
+    metavar="OLD",
+    type=click.Path(file_okay=False),
+    help="Take over the rows of this older output where only checks, judge, samples or arms have "
+    "changed, and judge them anew.",
+)
 def command(
     job_file: str,
     overrides: tuple[str, ...],
     limit: int | None,
     out: str | None,
     fresh: bool,
+    reuse: str | None,
     **options: Any,
 ) -> None:
     """Make the data set that JOB describes, here or on a Ray cluster.
@@ -61,7 +69,8 @@ def command(
     from negtemp_data.storage import Output  # noqa: PLC0415
 
     job = load_job(job_file, gather_overrides(overrides, limit, out))
-    execute(job, Output(job.output.path), is_resumed=False, fresh=fresh, **options)
+    old = Output(reuse) if reuse else None
+    execute(job, Output(job.output.path), is_resumed=False, fresh=fresh, reuse=old, **options)
 
 
 def execute(
@@ -70,6 +79,7 @@ def execute(
     *,
     is_resumed: bool,
     fresh: bool,
+    reuse: Any,
     address: str | None,
     max_failed: float,
     quiet: bool,
@@ -80,7 +90,7 @@ def execute(
     from negtemp_data.pipeline.run import RunRequest, resume_job, run_job  # noqa: PLC0415
 
     signal.signal(signal.SIGTERM, _interrupt)
-    request = RunRequest(job, output, address, fresh)
+    request = RunRequest(job, output, address, fresh, reuse)
     # A duplicate, because the run sends what Ray and vLLM print to a file.
     with os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8") as screen:
         display = RunDisplay(screen, quiet or as_json)

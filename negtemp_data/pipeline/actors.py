@@ -21,7 +21,8 @@ from negtemp_data.pipeline.judges import EXIT_ENGINE_DEAD, job_judge
 from negtemp_data.pipeline.logs import send_output_to
 from negtemp_data.pipeline.maker import Row, ShardMaker
 from negtemp_data.pipeline.progress import RowCounts, Tally
-from negtemp_data.prompts import read_shard
+from negtemp_data.pipeline.reuse import OldRows
+from negtemp_data.prompts import prompts_per_shard, read_shard
 from negtemp_data.storage import (
     Output,
     build_shard,
@@ -45,6 +46,8 @@ class WorkerSettings:
     replicas: int
     judges: dict[str, list[Any]]
     """Replicas of the judges that have engines of their own, by path in the job file."""
+    old_rows: OldRows | None
+    """Rows that need not be generated again."""
 
 
 @ray.remote(num_cpus=0)
@@ -109,8 +112,7 @@ class GenerateShard:
             return _failed(task, self._failure)
         begun = time.monotonic()
         try:
-            prompts = read_shard(self._settings.output.run, task["shard"])
-            rows = self._maker.make(prompts, self._count)
+            rows = self._make(task["shard"])
             table = build_shard(
                 task["shard"], rows, self._settings.job.output.keep, time.monotonic() - begun
             )
@@ -122,6 +124,13 @@ class GenerateShard:
             return _failed(task, error)
         return {"shard": task["shard"], "table": encode_shard(table), "failure": b""}
 
+    def _make(self, shard: int) -> list[Row]:
+        job, old_rows = self._settings.job, self._settings.old_rows
+        prompts = read_shard(self._settings.output.run, shard)
+        first = shard * prompts_per_shard(job)
+        made = {} if old_rows is None else old_rows.of(first, prompts)
+        return self._maker.make(prompts, self._count, made)
+
     def _check_restarts(self) -> None:
         limit = _MAX_STARTS_WITHOUT_COMMIT * self._settings.replicas
         if ray.get(self._board.engine_starts.remote()) > limit:
@@ -130,9 +139,9 @@ class GenerateShard:
                 f"{self._settings.output.logs}, say why they died."
             )
 
-    def _count(self, row: Row) -> None:
+    def _count(self, row: Row, n_tokens: int) -> None:
         with self._counts_lock:
-            self._counts.add_row(row)
+            self._counts.add_row(row, n_tokens)
 
     def _report(self) -> None:
         while True:

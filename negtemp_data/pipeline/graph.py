@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from negtemp_data.jobspec import EngineJudgeConfig, Job, RewardJudgeConfig, sing
 from negtemp_data.pipeline.actors import Board, GenerateShard, WorkerSettings, commit
 from negtemp_data.pipeline.judges import start_replica
 from negtemp_data.pipeline.progress import Tally
+from negtemp_data.pipeline.reuse import OldRows
 from negtemp_data.storage import Output
 
 _SHARDS_IN_FLIGHT = 4
@@ -77,26 +79,26 @@ def ray_session(address: str | None, log: Path) -> Iterator[None]:
         ray.shutdown()
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a run has found on this machine."""
+
+    model_path: str
+    """Folder of the generator."""
+    adapter: Adapter | None
+    """Its LoRA adapter."""
+    judge_paths: Mapping[str, str]
+    """Folders of the models of judges with engines of their own, by the judge's path in the job
+    file."""
+    old_rows: OldRows | None
+    """Rows that need not be generated again."""
+
+
 class ShardGraph:
     """The graph over the shards that are still to be made."""
 
-    def __init__(
-        self,
-        job: Job,
-        output: Output,
-        model_path: str,
-        adapter: Adapter | None,
-        judge_paths: Mapping[str, str],
-    ) -> None:
+    def __init__(self, job: Job, output: Output, inputs: Inputs) -> None:
         """Sizes the stages for the cluster that is connected, and starts the judges' replicas.
-
-        Args:
-            job: What to make.
-            output: Where to.
-            model_path: Folder of the generator.
-            adapter: Its LoRA adapter.
-            judge_paths: Folders of the models of judges with engines of their own, by the judge's
-                path in the job file.
 
         Raises:
             RunError: The cluster has not GPUs enough.
@@ -111,15 +113,16 @@ class ShardGraph:
         judges = {
             path: judge
             for path, judge in single_judges(job.verify.judge)
-            if isinstance(judge, EngineJudgeConfig) and path in judge_paths
+            if isinstance(judge, EngineJudgeConfig) and path in inputs.judge_paths
         }
+        adapter = inputs.adapter
         n_engines = self._replicas + sum(judge.replicas for judge in judges.values())
         self._check_gpus(judges.values(), resources.get("GPU", 0.0))
         self._settings = WorkerSettings(
             job=job,
             output=output,
             engine=EngineSpec(
-                model_path=model_path,
+                model_path=inputs.model_path,
                 arguments={**(adapter.engine_arguments if adapter else {}), **job.generate.engine},
                 is_cpu=not self._gpus,
                 replicas=n_engines,
@@ -127,9 +130,10 @@ class ShardGraph:
             ),
             replicas=self._replicas,
             judges={
-                path: self._start_judge(judge, judge_paths[path], n_engines, output)
+                path: self._start_judge(judge, inputs.judge_paths[path], n_engines, output)
                 for path, judge in judges.items()
             },
+            old_rows=inputs.old_rows,
         )
 
     def _gpus_of(self, gpus: float | str) -> float:

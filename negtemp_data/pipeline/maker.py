@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from negtemp_data.engine.compile import ArmParameters
 from negtemp_data.engine.engine import Engine, Generation, check_schedules
 from negtemp_data.engine.tokens import PromptEncoder
@@ -18,10 +20,25 @@ from negtemp_data.jobspec import Job, NearDuplicateCheckConfig, needs_twin, sing
 from negtemp_data.judging import Judge, Sample, Verdict, decide, run_checks
 from negtemp_data.prompts import PlannedRow, Prompt, group_seed, planned_ids, row_seed
 from negtemp_data.sampling import Siblings
-from negtemp_data.storage import ATTEMPT_COLUMNS
+from negtemp_data.storage import ATTEMPT_COLUMNS, generated_tokens
 
 Row = dict[str, Any]
 """A row of `negtemp_data.storage.ROW_SCHEMA`."""
+
+OnRow = Callable[[Row, int], None]
+"""Told of a row that is done, and of the tokens that were generated for it now."""
+
+GENERATION_COLUMNS = (
+    "completion",
+    "token_ids",
+    "logprobs",
+    "ranks",
+    "injections",
+    "deferred",
+    "finish_reason",
+    "completion_tokens",
+)
+"""What generation leaves in a row."""
 
 
 class ShardMaker:
@@ -48,30 +65,33 @@ class ShardMaker:
         )
         self._wants_twin = any(needs_twin(each) for _, each in single_judges(job.verify.judge))
 
-    def make(self, prompts: Sequence[Prompt], on_row: Callable[[Row], None]) -> list[Row]:
+    def make(
+        self, prompts: Sequence[Prompt], on_row: OnRow, made: Mapping[str, Row] | None = None
+    ) -> list[Row]:
         """All planned rows of `prompts`, in the plan's order.
 
         Args:
             prompts: The prompts of a shard.
             on_row: Told of each row as soon as it is done.
+            made: Rows that were generated before, by id; they are judged anew.
 
         Raises:
             EngineDeadError: The engine died; none of the rows is lost, all can be made again.
         """
-        return asyncio.run(self._make_all(prompts, on_row))
+        return asyncio.run(self._make_all(prompts, on_row, made or {}))
 
     async def _make_all(
-        self, prompts: Sequence[Prompt], on_row: Callable[[Row], None]
+        self, prompts: Sequence[Prompt], on_row: OnRow, made: Mapping[str, Row]
     ) -> list[Row]:
         tasks: list[asyncio.Task[Row]] = []
         for prompt in prompts:
-            tasks += self._start_rows(prompt, on_row)
+            tasks += self._start_rows(prompt, on_row, made)
             # Lets the engine have these while the next prompt is encoded.
             await asyncio.sleep(0)
         return await asyncio.gather(*tasks)
 
     def _start_rows(
-        self, prompt: Prompt, on_row: Callable[[Row], None]
+        self, prompt: Prompt, on_row: OnRow, made: Mapping[str, Row]
     ) -> "list[asyncio.Task[Row]]":
         """A task for each row of a prompt, in the plan's order."""
         token_ids = self._encode(prompt)
@@ -84,8 +104,9 @@ class ShardMaker:
             twin = None
             if self._wants_twin and row.arm != control:
                 twin = tasks[f"{prompt.id}/{control}/{row.sample}"]
-            making = self._make_row(prompt, token_ids, row, earlier, twin)
-            tasks[row.id] = asyncio.ensure_future(_and_tell(making, on_row))
+            old = made.get(row.id)
+            making = self._make_row(prompt, token_ids, row, old, earlier, twin)
+            tasks[row.id] = asyncio.ensure_future(_and_tell(making, old, on_row))
         return [tasks[row.id] for row in planned]
 
     def _encode(self, prompt: Prompt) -> list[int] | RowError:
@@ -99,19 +120,33 @@ class ShardMaker:
         prompt: Prompt,
         token_ids: list[int] | RowError,
         planned: PlannedRow,
+        old: Row | None,
         earlier: "Sequence[asyncio.Task[Row]]",
         twin: "asyncio.Task[Row] | None",
     ) -> Row:
-        """The last attempt at a sample; `earlier` rows are its siblings."""
-        attempts: list[Row] = []
-        for attempt in range(self._job.verify.attempts):
+        """The last attempt at a sample.
+
+        Args:
+            prompt: Its prompt.
+            token_ids: The prompt's, or why it has none.
+            planned: What the plan says of it.
+            old: Its row from before, which saves the attempts up to that one.
+            earlier: Its siblings.
+            twin: Its twin, where it is wanted.
+        """
+        attempts: list[Row] = old["attempts"] if old else []
+        begin = old["attempt"] if old else 0
+        for attempt in range(begin, max(begin + 1, self._job.verify.attempts)):
             seed = row_seed(self._job.seed, prompt.id, planned.sample, attempt)
             row = _blank_row(prompt, planned, seed, attempt, attempts)
             if isinstance(token_ids, RowError):
                 return row | _verdict_columns(Verdict("failed", error=str(token_ids)))
             row["prompt_tokens"] = len(token_ids)
             try:
-                row |= await self._generate(prompt, token_ids, planned, seed)
+                if old is not None and attempt == begin:
+                    row |= {name: old[name] for name in GENERATION_COLUMNS}
+                else:
+                    row |= await self._generate(prompt, token_ids, planned, seed)
                 sample = await _as_sample(prompt, row, earlier, twin)
             except RowError as error:
                 return row | _verdict_columns(Verdict("failed", error=str(error)))
@@ -149,9 +184,9 @@ class ShardMaker:
         return decide(checks, judgement)
 
 
-async def _and_tell(making: Awaitable[Row], on_row: Callable[[Row], None]) -> Row:
+async def _and_tell(making: Awaitable[Row], old: Row | None, on_row: OnRow) -> Row:
     row = await making
-    on_row(row)
+    on_row(row, generated_tokens(row) - (generated_tokens(old) if old else 0))
     return row
 
 
@@ -169,7 +204,7 @@ async def _as_sample(
         request=_request_text(prompt),
         completion=row["completion"],
         token_ids=row["token_ids"],
-        logprobs=row["logprobs"],
+        logprobs=np.asarray(row["logprobs"], dtype=np.float32),
         injected=[injection["position"] for injection in row["injections"]],
         source=prompt.source,
         siblings=[sibling.result()["completion"] for sibling in siblings],
@@ -204,15 +239,8 @@ def _blank_row(
         "prompt": prompt.text,
         "messages": messages,
         "source": prompt.source,
-        "completion": None,
-        "token_ids": None,
-        "logprobs": None,
-        "ranks": None,
-        "injections": None,
-        "deferred": None,
-        "finish_reason": None,
+        **dict.fromkeys(GENERATION_COLUMNS),
         "prompt_tokens": None,
-        "completion_tokens": None,
         "attempt": attempt,
         "attempts": attempts,
     }

@@ -3,8 +3,6 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from negtemp_data.storage import generated_tokens
-
 
 @dataclass
 class RowCounts:
@@ -14,17 +12,17 @@ class RowCounts:
     rejected: int = 0
     failed: int = 0
     tokens: int = 0
-    """Generated tokens of these rows, all attempts together."""
+    """Tokens that this run generated for them, all attempts together."""
 
     @property
     def rows(self) -> int:
         """All rows."""
         return self.accepted + self.rejected + self.failed
 
-    def add_row(self, row: dict[str, Any]) -> None:
-        """Counts a row."""
+    def add_row(self, row: dict[str, Any], n_tokens: int) -> None:
+        """Counts a row, for which this run generated so many tokens."""
         setattr(self, row["status"], getattr(self, row["status"]) + 1)
-        self.tokens += generated_tokens(row)
+        self.tokens += n_tokens
 
     def __add__(self, other: "RowCounts") -> "RowCounts":
         mine, theirs = asdict(self), asdict(other)

@@ -23,9 +23,10 @@ from negtemp_data.jobspec import (
 )
 from negtemp_data.jobspec.fingerprint import fingerprint_job
 from negtemp_data.judging import check_environment
-from negtemp_data.pipeline.graph import ShardGraph, ray_session
+from negtemp_data.pipeline.graph import Inputs, ShardGraph, ray_session
 from negtemp_data.pipeline.logs import captured_output
 from negtemp_data.pipeline.progress import Progress, Tally
+from negtemp_data.pipeline.reuse import OldRows, find_old_rows, load_old_rows, save_old_rows
 from negtemp_data.prompts import Plan, load_plan, source_digest, write_plan
 from negtemp_data.storage import (
     Output,
@@ -55,6 +56,8 @@ class RunRequest:
     """GCS address of a Ray cluster, or `auto`; None: a Ray of the run's own."""
     fresh: bool = False
     """Remove what an earlier run left in the output."""
+    reuse: Output | None = None
+    """Older output whose rows are taken over and judged anew."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,15 @@ def run_job(request: RunRequest, reporter: Reporter) -> RunResult:
         )
         if output.exists():
             output.check_fingerprint(fingerprint)
+        old_rows = load_old_rows(output)
+        if request.reuse is not None:
+            old_rows = find_old_rows(request.reuse, fingerprint)
         reporter.note("planning")
         plan = (load_plan(output.run) if output.exists() else None) or write_plan(job, output.run)
         output.write_job(write_job(job))
+        save_old_rows(output, old_rows)
         output.write_fingerprint(fingerprint)
-        return _Run(request, models, plan, reporter).finish_plan()
+        return _Run(request, models, plan, old_rows, reporter).finish_plan()
 
 
 def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
@@ -136,7 +143,7 @@ def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
     models = _resolve(request.job, reporter)
     with hold_lock(output):
         plan = load_plan(output.run) or write_plan(request.job, output.run)
-        return _Run(request, models, plan, reporter).finish_plan()
+        return _Run(request, models, plan, load_old_rows(output), reporter).finish_plan()
 
 
 def _resolve(job: Job, reporter: Reporter) -> _Models:
@@ -172,6 +179,10 @@ def _check_request(request: RunRequest) -> None:
     Raises:
         RequestError: An address, an engine argument, a function or a key.
     """
+    if request.reuse is not None and request.reuse.root == request.output.root:
+        raise RequestError(
+            f"--reuse {request.reuse.root}: is the output itself; give the new one another --out."
+        )
     check_address(request.address)
     check_engine_arguments(request.job.generate.engine)
     for path, judge in _judges_with_engines(request.job):
@@ -201,11 +212,17 @@ class _Run:
     """The part of a run that holds the output's lock."""
 
     def __init__(
-        self, request: RunRequest, models: _Models, plan: Plan, reporter: Reporter
+        self,
+        request: RunRequest,
+        models: _Models,
+        plan: Plan,
+        old_rows: OldRows | None,
+        reporter: Reporter,
     ) -> None:
         self._job, self._output, self._address = request.job, request.output, request.address
         self._models = models
         self._plan = plan
+        self._old_rows = old_rows
         self._reporter = reporter
         self._output.clean_tmp()
         self._entries = rebuild_ledger(self._output)
@@ -240,7 +257,8 @@ class _Run:
         """Makes shards; returns when the first engine was ready, in seconds since the epoch."""
         model, adapter = self._models.model, self._models.adapter
         judge_paths = {path: judge.path for path, judge in self._models.judges.items()}
-        graph = ShardGraph(self._job, self._output, model.path, adapter, judge_paths)
+        inputs = Inputs(model.path, adapter, judge_paths, self._old_rows)
+        graph = ShardGraph(self._job, self._output, inputs)
         with self._shown_progress(graph):
             for shard in graph.run(todo):
                 entry = read_entry(self._output, shard)

@@ -177,3 +177,28 @@ def test_an_engine_that_does_not_start_says_why(negtemp, tiny_model, prompts, tm
     done = negtemp("run", str(job), "--set", "generate.engine.max_model_len=9999999")
     assert done.returncode == 1
     assert "max_model_len" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_another_output_s_rows_are_taken_over_where_generation_is_the_same(
+    bad_rows_run, negtemp, tiny_model, tmp_path
+):
+    _, old = bad_rows_run
+    prompts = old.parent / "prompts.jsonl"
+    job = write_job(tmp_path, tiny_model, prompts)
+    changes = ("--set", "generate.samples={negative: 1, control: 2}", "--max-failed", "1")
+    check = ("--set", "verify.checks=[{kind: length, min_tokens: 9}]")
+    done = negtemp("run", str(job), *changes, *check, "--reuse", str(old))
+    assert done.returncode == 0, done.stderr
+    before = {row["id"]: row for row in datasets.load_from_disk(str(old))}
+    after = {row["id"]: row for row in datasets.load_from_disk(str(tmp_path / "out"))}
+    assert len(after) == 30
+    for prompt_id in ("good", "hostile"):
+        assert len(after[f"{prompt_id}/control/1"]["token_ids"]) == 8
+        for arm in ("control", "negative"):
+            row = after[f"{prompt_id}/{arm}/0"]
+            assert row["status"] == "rejected"
+            assert row["logprobs"] == before[row["id"]]["logprobs"]
+    assert negtemp("check", str(tmp_path / "out")).returncode == 0
+    other = negtemp("run", str(job), "--set", "generate.max_tokens=9", "--reuse", str(old))
+    assert other.returncode == 2
+    assert "generate.max_tokens: 8 → 9" in other.stderr

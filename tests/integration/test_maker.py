@@ -12,7 +12,7 @@ from negtemp_data.jobspec import build_job
 from negtemp_data.judging import Judgement, Sample
 from negtemp_data.judging.pairwise import PairwiseJudge
 from negtemp_data.pipeline.judges import LocalEngine, job_judge
-from negtemp_data.pipeline.maker import ShardMaker
+from negtemp_data.pipeline.maker import GENERATION_COLUMNS, ShardMaker
 from negtemp_data.prompts import row_seed
 from negtemp_data.prompts.records import Prompt
 from negtemp_data.storage import ATTEMPT_COLUMNS, rows_to_table
@@ -51,10 +51,10 @@ def make_job(samples=None, **verify):
     )
 
 
-def make_rows(engine, job, judge=None):
+def make_rows(engine, job, judge=None, made=None):
     """Rows by id; all of them were told of once, and fit the schema."""
     told = []
-    rows = ShardMaker(job, engine, judge).make(PROMPTS, told.append)
+    rows = ShardMaker(job, engine, judge).make(PROMPTS, lambda row, _: told.append(row), made)
     assert sorted(row["id"] for row in told) == sorted(row["id"] for row in rows)
     arms = job.generate.samples
     assert [row["id"] for row in rows] == [
@@ -106,6 +106,44 @@ def test_a_failed_row_is_not_tried_again(tiny_engine):
     for row in rows.values():
         assert (row["status"], row["error"], row["attempts"]) == ("failed", "nothing to say", [])
         assert row["completion"] is not None
+
+
+class IdleEngine:
+    """Knows all that an engine knows, and refuses to generate."""
+
+    def __init__(self, engine):
+        self._engine = engine
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def submit(self, *arguments, **options):
+        raise AssertionError("generated again")
+
+
+def test_rows_from_before_are_judged_anew_and_not_generated_again(tiny_engine):
+    never = [{"kind": "length", "min_tokens": 99}]
+    old = make_rows(tiny_engine, make_job(checks=never, attempts=2))
+    # As they come out of a shard.
+    made = {row["id"]: row for row in rows_to_table(old.values()).to_pylist()}
+    rows = make_rows(IdleEngine(tiny_engine), make_job(), RecordingJudge(), made)
+    for row_id, row in rows.items():
+        assert (row["status"], row["score"], row["checks"]) == ("accepted", 1.0, [])
+        assert row["attempts"] == made[row_id]["attempts"] and row["attempt"] == 1
+        for column in (*GENERATION_COLUMNS, "seed", "prompt_tokens"):
+            assert row[column] == made[row_id][column], column
+
+
+def test_attempts_go_on_where_the_old_ones_ended(tiny_engine):
+    never = [{"kind": "length", "min_tokens": 99}]
+    old = make_rows(tiny_engine, make_job(checks=never, attempts=2))
+    made = {row["id"]: row for row in rows_to_table(old.values()).to_pylist()}
+    more = make_job(checks=never, attempts=4)
+    rows, expected = make_rows(tiny_engine, more, made=made), make_rows(tiny_engine, more)
+    for row_id, row in rows.items():
+        assert [each["token_ids"] for each in [*row["attempts"], row]] == [
+            each["token_ids"] for each in [*expected[row_id]["attempts"], expected[row_id]]
+        ]
 
 
 class RecordingJudge:
