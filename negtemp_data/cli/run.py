@@ -89,7 +89,7 @@ def execute(
     from negtemp_data.cli.display import RunDisplay  # noqa: PLC0415
     from negtemp_data.pipeline.run import RunRequest, resume_job, run_job  # noqa: PLC0415
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     request = RunRequest(job, output, address, fresh, reuse)
     # A duplicate, because the run sends what Ray and vLLM print to a file.
     with os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8") as screen:
@@ -117,7 +117,7 @@ def execute(
         raise click.exceptions.Exit(EXIT_TOO_MANY_FAILED)
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
+def interrupt(signum: int, frame: FrameType | None) -> None:
     """A SIGTERM stops a run as Ctrl-C does."""
     raise KeyboardInterrupt
 

@@ -1,0 +1,134 @@
+"""How well scores tell good from bad, with intervals.
+
+The unit of resampling is the prompt, since the samples of one prompt are not independent. Shapes: P
+prompts.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = NDArray[np.float64]
+
+_RESAMPLES = 1000
+_BINS = 10
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its 95% interval (bootstrap over prompts)."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Threshold(NamedTuple):
+    """A score to accept at."""
+
+    accept_at: float
+    precision: float
+    """Share of good samples among the accepted ones, on prompts that it was not chosen on."""
+    recall: float
+    """Share of the good samples that are accepted, there."""
+
+
+def auc(good: Scores, bad: Scores) -> float:
+    """Probability that a good sample's score exceeds a bad one's, ties counted half."""
+    order = np.sort(bad)
+    below = np.searchsorted(order, good, side="left")
+    not_above = np.searchsorted(order, good, side="right")
+    return float((below + not_above).mean() / (2 * len(bad)))
+
+
+def auc_interval(good: Scores, bad: Scores, *, is_paired: bool) -> Interval:
+    """AUC of good against bad samples; `is_paired`: number i of both has the same prompt."""
+    for_good = _resampled(len(good), 0)
+    for_bad = for_good if is_paired else _resampled(len(bad), 1)
+    pairs = zip(for_good, for_bad, strict=True)
+    values = [auc(good[these], bad[those]) for these, those in pairs]
+    return Interval(auc(good, bad), *np.quantile(values, [0.025, 0.975]).tolist())
+
+
+def paired_interval(good_P: Scores, bad_P: Scores) -> Interval:
+    """Share of prompts whose good sample has the higher score, ties counted half."""
+    wins_P = (good_P > bad_P) + 0.5 * (good_P == bad_P)
+    values = [wins_P[rows].mean() for rows in _resampled(len(wins_P), 0)]
+    return Interval(float(wins_P.mean()), *np.quantile(values, [0.025, 0.975]).tolist())
+
+
+def _resampled(n_prompts: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(n_prompts, size=(_RESAMPLES, n_prompts))
+
+
+def calibration_error(good: Scores, bad: Scores) -> float:
+    """Expected calibration error of the score as a probability that a sample is good.
+
+    Scores become probabilities by a logistic curve (Platt), fitted on every other prompt and
+    measured on the rest, with good and bad samples weighted alike; ten bins of equal size.
+    Source: ECE, 1706.04599.
+    """
+    slope, offset = _fit_logistic(good[::2], bad[::2])
+    scores = np.concatenate([good[1::2], bad[1::2]])
+    is_good = np.concatenate([np.ones(len(good[1::2])), np.zeros(len(bad[1::2]))])
+    weight = np.concatenate(
+        [np.full(len(good[1::2]), 1 / len(good[1::2])), np.full(len(bad[1::2]), 1 / len(bad[1::2]))]
+    )
+    p = 1 / (1 + np.exp(-(slope * scores + offset)))
+    error = 0.0
+    for rows in np.array_split(np.argsort(p), _BINS):
+        share = weight[rows].sum()
+        gap = np.average(is_good[rows] - p[rows], weights=weight[rows])
+        error += share * abs(float(gap))
+    return error / float(weight.sum())
+
+
+def _fit_logistic(good: Scores, bad: Scores) -> tuple[float, float]:
+    from scipy.optimize import minimize  # noqa: PLC0415
+
+    scores = np.concatenate([good, bad])
+    centre, spread = float(scores.mean()), float(scores.std()) or 1.0
+    signs = np.concatenate([np.ones(len(good)), -np.ones(len(bad))])
+    weights = np.concatenate([np.full(len(good), 1 / len(good)), np.full(len(bad), 1 / len(bad))])
+    x = (scores - centre) / spread
+
+    def loss(parameters: Scores) -> float:
+        margin = signs * (parameters[0] * x + parameters[1])
+        return float((weights * np.logaddexp(0, -margin)).sum() + 1e-4 * parameters[0] ** 2)
+
+    slope, offset = minimize(loss, np.zeros(2)).x.tolist()
+    return slope / spread, offset - slope * centre / spread
+
+
+def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
+    """Spearman's ρ; nan where one of them does not vary."""
+    from scipy.stats import spearmanr  # noqa: PLC0415
+
+    if np.ptp(left) == 0 or np.ptp(right) == 0:
+        return float("nan")
+    return float(spearmanr(left, right).statistic)
+
+
+def suggest_threshold(good: Scores, bad: Scores, precision: float) -> Threshold | None:
+    """The lowest score from which on accepted samples have the wanted precision.
+
+    Good and bad samples weigh alike, so that the precision is that of a half-good pool. Chosen on
+    every other prompt, measured on the rest; None where no score reaches it.
+
+    Args:
+        good: Scores of the good samples.
+        bad: Scores of the bad ones; any number.
+        precision: Wanted share of good samples among the accepted.
+    """
+    candidates = np.unique(good[::2])
+    recalls = (good[::2] >= candidates[:, None]).mean(axis=1)
+    false_rates = (bad[::2] >= candidates[:, None]).mean(axis=1)
+    enough = recalls / (recalls + false_rates) >= precision
+    if not enough.any():
+        return None
+    accept_at = float(candidates[enough][0])
+    recall = float((good[1::2] >= accept_at).mean())
+    false_rate = float((bad[1::2] >= accept_at).mean())
+    share = recall / (recall + false_rate) if recall + false_rate else float("nan")
+    return Threshold(accept_at, share, recall)
