@@ -103,6 +103,16 @@ def _show(report: Any, folder: Path, is_drawn: bool) -> None:
             "–" if found.paired is None else f"{found.paired.value:.0%}",
         )
     console.print(table)
+    parts = next(iter(report.kinds.values())).parts
+    if len(parts) > 1:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("AUC of a part alone", no_wrap=True)
+        for kind in report.kinds:
+            table.add_column(kind, justify="right")
+        for part in parts:
+            table.add_row(part, *(f"{kind.parts[part]:.2f}" for kind in report.kinds.values()))
+        console.print()
+        console.print(table)
     lines = [
         f"{report.n_clean} clean samples, mean score {report.mean_clean:.2f}; "
         f"{report.n_failed} samples could not be judged",

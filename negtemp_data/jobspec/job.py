@@ -148,7 +148,11 @@ class Job(StrictModel):
     @model_validator(mode="after")
     def _judges_fit(self) -> Self:
         for path, judge in single_judges(self.verify.judge):
-            if isinstance(judge, LikelihoodJudgeConfig) and judge.model == self.generate.model:
+            if (
+                isinstance(judge, LikelihoodJudgeConfig)
+                and judge.reads_text
+                and (judge.model == self.generate.model)
+            ):
                 raise ValueError(
                     f"{path}.model is the generator's own, whose likelihood only shows that an "
                     "injection happened; name another model"

@@ -105,26 +105,29 @@ class RubricJudgeConfig(RubricConfig, EngineJudgeConfig):
 
 
 class LikelihoodJudgeConfig(EngineJudgeConfig):
-    """Mean log-probability of the completion's tokens under another model than the generator.
-
-    The generator's own likelihood only shows that an injection happened. Injected tokens are left
-    out.
-    """
+    """Log-probabilities of the completion as an answer, injected tokens left out."""
 
     kind: Literal["likelihood"]
-    against: Literal["nothing", "twin"] = "nothing"
-    """twin: the score is the completion's mean log-probability less that of its twin."""
+    measure: Literal["text", "twin", "request", "end"] = "text"
+    """text: mean over the tokens, how well the answer reads. twin: that, less the twin's. request:
+    mean gain over the same text as an answer to no request in particular, whether it answers this
+    one. end: of ending where it ends, whether it is complete."""
     accept_at: float = Field(allow_inf_nan=False)
-    """Smallest accepted score, in nats per token: 0 is certainty."""
+    """Smallest accepted score, in nats, of the mean per token; for `text` 0 is certainty."""
 
     @model_validator(mode="after")
     def _another_model(self) -> Self:
-        if self.model == SAME:
+        if self.model == SAME and self.reads_text:
             raise ValueError(
-                "a likelihood judge needs a model other than the generator, whose own likelihood "
-                "only shows that an injection happened; `perplexity` is a check for that"
+                f"measure: {self.measure} needs a model other than the generator, whose own "
+                "likelihood only shows that an injection happened; `perplexity` is a check for that"
             )
         return self
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it asks how likely the tokens are, which the generator knows too well."""
+        return self.measure in ("text", "twin")
 
 
 class PairwiseJudgeConfig(EngineJudgeConfig):
@@ -225,11 +228,13 @@ class CombinedJudgeConfig(StrictModel):
     """Several judges, and how their verdicts become one."""
 
     combine: Literal["all", "any", "mean"]
-    """all: each has to accept; any: one has to; mean: the weighted mean of their scores counts."""
+    """all: each has to accept, and the score is the least of the margins weight·(score − its
+    accept_at). any: one has to, and it is the largest of them. mean: the weighted mean of the
+    scores counts."""
     judges: dict[Name, SingleJudgeConfig] = Field(min_length=2)
     """Judges by name."""
     weights: dict[Name, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
-    """Weights in the mean score, 1 where a judge has none here."""
+    """Weights of the scores, which have units of their own; 1 where a judge has none here."""
     accept_at: float | None = Field(default=None, allow_inf_nan=False)
     """With mean: smallest accepted weighted mean."""
 
@@ -266,5 +271,5 @@ def single_judges(judge: Any) -> Iterator[tuple[str, Any]]:
 def needs_twin(judge: Any) -> bool:
     """Whether a single judge compares a sample with its twin."""
     if isinstance(judge, LikelihoodJudgeConfig):
-        return judge.against == "twin"
+        return judge.measure == "twin"
     return isinstance(judge, PairwiseJudgeConfig)

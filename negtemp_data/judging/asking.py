@@ -63,7 +63,7 @@ def find_labels(
 
     Args:
         tokenizer: The judge's.
-        beginning: Ends with a colon; tokenizers differ in where the space behind it goes.
+        beginning: Ends without the space before a label; tokenizers differ in where that goes.
         labels: What may follow.
         where: Path in the job file, for the error.
         advice: What to do about it.

@@ -53,7 +53,7 @@ class CombinedJudge:
         self._judges = judges
 
     async def judge(self, sample: Sample) -> Judgement | None:
-        """See `Judge`; the score is the weighted mean, whatever decides."""
+        """See `Judge`. With all and any the score is a margin: accepted from 0 on."""
         answers = await asyncio.gather(*(judge.judge(sample) for judge in self._judges.values()))
         given = {
             name: answer
@@ -62,13 +62,7 @@ class CombinedJudge:
         }
         if not given:
             return None
-        weights = [self._config.weights.get(name, 1.0) for name in given]
-        score = float(np.average([answer.score for answer in given.values()], weights=weights))
-        verdicts = [answer.accepted for answer in given.values()]
-        if self._config.accept_at is not None:
-            accepted = score >= self._config.accept_at
-        else:
-            accepted = all(verdicts) if self._config.combine == "all" else any(verdicts)
+        score, accepted = self._combine(given)
         rationales = [
             f"{name}: {answer.rationale}" for name, answer in given.items() if answer.rationale
         ]
@@ -82,3 +76,17 @@ class CombinedJudge:
             accepted=accepted,
             rationale="\n\n".join(rationales) or None,
         )
+
+    def _combine(self, given: Mapping[str, Judgement]) -> tuple[float, bool]:
+        """Score, and whether it is accepted."""
+        weights = [self._config.weights.get(name, 1.0) for name in given]
+        scores = [answer.score for answer in given.values()]
+        if self._config.accept_at is not None:
+            mean = float(np.average(scores, weights=weights))
+            return mean, mean >= self._config.accept_at
+        margins = [
+            weight * (score - self._config.judges[name].accept_at)
+            for name, weight, score in zip(given, weights, scores, strict=True)
+        ]
+        margin = min(margins) if self._config.combine == "all" else max(margins)
+        return margin, margin >= 0

@@ -1,9 +1,15 @@
-"""The likelihood judge: how probable another model finds the completion as an answer.
+"""The likelihood judge: how probable a model finds the completion, in one of four ways.
 
-The mean log-probability of the completion's tokens, in nats, under a model other than the
-generator, injected tokens left out: they are improbable by design, and the question is what came
-of them. The judge's tokens need not be the generator's, so a token counts as injected where it
-shares a character with one.
+- text: the mean log-probability of its tokens as an answer. It needs a model other than the
+  generator, whose own likelihood only shows that an injection happened.
+- twin: that, less the twin's.
+- request: the mean gain over the same text as an answer to an empty request, which is the pointwise
+  mutual information of answer and request, per token. An answer to something else gains nothing.
+- end: the log-probability of ending where it ends. A text that was cut off would go on.
+
+Injected tokens are left out: they are improbable by design, and the question is what came of them.
+The judge's tokens need not be the generator's, so a token counts as injected where it shares a
+character with one.
 """
 
 import asyncio
@@ -23,6 +29,9 @@ if TYPE_CHECKING:
     from negtemp_data.engine.tokens import PromptEncoder
 
 
+_NO_REQUEST = "Write something."
+
+
 class LikelihoodJudge:
     """Scores completions by a model that did not write them."""
 
@@ -40,38 +49,50 @@ class LikelihoodJudge:
         self._generator_tokenizer = generator_tokenizer
 
     async def judge(self, sample: Sample) -> Judgement | None:
-        """See `Judge`. Against the twin, the twin itself has no score."""
-        if self._config.against == "nothing":
-            score = await self._mean(sample.request, sample.completion, self._injected(sample))
-            return self._conclude(score, [CriterionScore("likelihood", score, None)])
-        if sample.twin is None:
-            return None
-        own, twin = await asyncio.gather(
-            self._mean(sample.request, sample.completion, self._injected(sample)),
-            self._mean(sample.request, sample.twin, []),
+        """See `Judge`. Of the twin itself `twin` says nothing."""
+        if self._config.measure == "end":
+            logprobs, _ = await self._read(sample.request, sample.completion)
+            return self._conclude(float(logprobs[-1]))
+        injected = self._injected(sample)
+        if self._config.measure == "text":
+            return self._conclude(await self._mean(sample.request, sample.completion, injected))
+        if self._config.measure == "twin":
+            if sample.twin is None:
+                return None
+            others = self._mean(sample.request, sample.twin, [])
+        else:
+            others = self._mean(_NO_REQUEST, sample.completion, injected)
+        own, other = await asyncio.gather(
+            self._mean(sample.request, sample.completion, injected), others
         )
-        parts = [
-            CriterionScore("likelihood", own, None),
-            CriterionScore("twin likelihood", twin, None),
-        ]
-        return self._conclude(own - twin, parts)
+        return self._conclude(own - other)
 
-    def _conclude(self, score: float, parts: Sequence[CriterionScore]) -> Judgement:
-        return Judgement(tuple(parts), score, score >= self._config.accept_at)
+    def _conclude(self, score: float) -> Judgement:
+        part = CriterionScore(self._config.measure, score, None)
+        return Judgement((part,), score, score >= self._config.accept_at)
 
     async def _mean(
         self, request: str, completion: str, left_out: Sequence[tuple[int, int]]
     ) -> float:
-        prompt = self._encoder.encode_chat([{"role": "user", "content": request}])
-        token_ids, spans = self._encoder.encode_with_spans(completion)
-        answer = await ask(self._engine, Question("likelihood", prompt + token_ids), "likelihood")
-        if answer.prompt_logprobs is None or len(answer.prompt_logprobs) < len(token_ids):
-            raise JudgeError("likelihood: the engine gave no log-probabilities of the prompt")
-        logprobs = answer.prompt_logprobs[len(prompt) :].astype(np.float64)
-        kept = logprobs[~_overlap(spans, left_out)]
+        logprobs, spans = await self._read(request, completion)
+        kept = logprobs[:-1][~_overlap(spans, left_out)]
         if not kept.size:
             raise JudgeError("likelihood: the completion has no token that was not injected")
         return float(kept.mean())
+
+    async def _read(
+        self, request: str, completion: str
+    ) -> tuple[NDArray[np.float64], list[tuple[int, int]]]:
+        """Log-probabilities of the completion's tokens and of its end, and the tokens' spans."""
+        # A base model sees request and answer as paragraphs of one text.
+        text = request if self._engine.tokenizer.chat_template else f"{request}\n\n"
+        prompt = self._encoder.encode_chat([{"role": "user", "content": text}])
+        token_ids, spans = self._encoder.encode_with_spans(completion)
+        asked = prompt + token_ids + [self._engine.tokenizer.eos_token_id]
+        answer = await ask(self._engine, Question("likelihood", asked), "likelihood")
+        if answer.prompt_logprobs is None or len(answer.prompt_logprobs) != len(asked):
+            raise JudgeError("likelihood: the engine gave no log-probabilities of the prompt")
+        return answer.prompt_logprobs[len(prompt) :].astype(np.float64), spans
 
     def _injected(self, sample: Sample) -> list[tuple[int, int]]:
         """Characters of the injected tokens."""

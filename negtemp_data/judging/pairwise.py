@@ -29,7 +29,9 @@ Compare two answers to the request below.
 {b}
 
 ### Question
-{question} Reply with A or B alone."""
+{question} Reply with Answer A or Answer B."""
+
+_BEGINNING = "Better: Answer"
 
 
 class PairwiseJudge:
@@ -51,7 +53,7 @@ class PairwiseJudge:
         self._engine = engine
         self._encoder = encoder
         self._labels = find_labels(
-            engine.tokenizer, "Better:", ["A", "B"], f"{where}.model", "another model may have them"
+            engine.tokenizer, _BEGINNING, "AB", f"{where}.model", "another model may have them"
         )
 
     async def judge(self, sample: Sample) -> Judgement | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import regex
 
-_SENTENCE = regex.compile(r"""[^.!?\n]*(?:[.!?]+["')\]*_]*(?:\s+|$)|\n+|$)""")
+_SENTENCE = regex.compile(r"""(?s).+?(?:[.!?]["')\]*_]*\s+|\n+|\Z)""")
 _FEWEST_SENTENCES = 3
 
 
@@ -23,7 +23,7 @@ class Damage:
 
 def sentences(text: str) -> list[str]:
     """The text cut behind its sentences and line ends; joined they are the text."""
-    return [part for part in _SENTENCE.findall(text) if part]
+    return list(_SENTENCE.findall(text))
 
 
 def whole_sentences(text: str) -> str:

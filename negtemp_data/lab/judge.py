@@ -34,6 +34,7 @@ from negtemp_data.lab.measures import (
     Interval,
     Scores,
     Threshold,
+    auc,
     auc_interval,
     calibration_error,
     paired_interval,
@@ -59,6 +60,8 @@ class KindResult:
     mean_score: float
     auc: Interval
     """0.5: the judge sees no difference; 1: every clean sample has the higher score."""
+    parts: dict[str, float]
+    """AUC of each part of the score alone."""
     paired: Interval | None
     """Share of prompts whose clean sample has the higher score; None without prompts in common."""
 
@@ -232,8 +235,9 @@ def _measure(
 def _measure_kind(clean: Mapping[str, Row], rows: Mapping[str, Row], has_pairs: bool) -> KindResult:
     bad = _scores(rows)
     if not has_pairs:
-        auc = auc_interval(_scores(clean), bad, is_paired=False)
-        return KindResult(len(bad), float(bad.mean()), auc, None)
+        found = auc_interval(_scores(clean), bad, is_paired=False)
+        parts = _parts_auc(list(clean.values()), list(rows.values()))
+        return KindResult(len(bad), float(bad.mean()), found, parts, None)
     common = [prompt_id for prompt_id in clean if prompt_id in rows]
     good = _scores({prompt_id: clean[prompt_id] for prompt_id in common})
     bad = _scores({prompt_id: rows[prompt_id] for prompt_id in common})
@@ -241,8 +245,17 @@ def _measure_kind(clean: Mapping[str, Row], rows: Mapping[str, Row], has_pairs: 
         n=len(bad),
         mean_score=float(bad.mean()),
         auc=auc_interval(good, bad, is_paired=True),
+        parts=_parts_auc([clean[p] for p in common], [rows[p] for p in common]),
         paired=paired_interval(good, bad),
     )
+
+
+def _parts_auc(good: list[Row], bad: list[Row]) -> dict[str, float]:
+    both = _parts([*good, *bad])
+    return {
+        name: auc(np.array(values[: len(good)]), np.array(values[len(good) :]))
+        for name, values in both.items()
+    }
 
 
 def _scores(rows: Mapping[str, Row]) -> Scores:

@@ -155,7 +155,8 @@ def _resolve(job: Job, reporter: Reporter) -> _Models:
         if judge.model != SAME
     }
     for path, judge in _judges_with_engines(job):
-        if isinstance(judge, LikelihoodJudgeConfig) and judges[path].revision == model.revision:
+        is_reader = isinstance(judge, LikelihoodJudgeConfig) and judge.reads_text
+        if is_reader and judges[path].revision == model.revision:
             raise RequestError(
                 f"{path}.model: {judge.model} is the generator, {job.generate.model}, by another "
                 "name; its likelihood only shows that an injection happened. Name another model."
