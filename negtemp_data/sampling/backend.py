@@ -21,6 +21,10 @@ from negtemp_data.sampling.stats import (
 )
 
 
+_FEW_GAPS = 1.5
+"""Reads at most this many times the rows that are wanted."""
+
+
 class Backend(Protocol):
     """What reads and writes whole rows of logits."""
 
@@ -59,11 +63,19 @@ class HostBackend:
 
     def read(self, logits_RV: Tensor, row_K: Tensor, needs: Needs) -> Readings:
         """See `Backend`."""
+        # Rows that cool down leave gaps; reading those rows too is cheaper than copying the others.
+        first, last = int(row_K[0]), int(row_K[-1])
+        is_dense = last - first < _FEW_GAPS * len(row_K) and bool((row_K.diff() > 0).all())
+        read_K = torch.arange(first, last + 1) if is_dense else row_K
         parts = [
-            read(self._scratch.take(logits_RV, row_K[rows]), needs, self._scratch)
-            for rows in row_chunks(len(row_K), logits_RV.shape[1])
+            read(self._scratch.take(logits_RV, read_K[rows]), needs, self._scratch)
+            for rows in row_chunks(len(read_K), logits_RV.shape[1])
         ]
-        return Readings(*map(_join, zip(*parts, strict=True)))
+        readings = Readings(*map(_join, zip(*parts, strict=True)))
+        if len(read_K) == len(row_K):
+            return readings
+        chosen_K = row_K - first
+        return Readings(*(None if tensor is None else tensor[chosen_K] for tensor in readings))
 
     def draw(self, logits_RV: Tensor, request: DrawRequest) -> Draw:
         """See `Backend`."""
