@@ -22,9 +22,9 @@ from ray.data import ActorPoolStrategy, DataContext
 from negtemp_data.engine.adapter import Adapter
 from negtemp_data.engine.engine import EngineSpec
 from negtemp_data.errors import NegtempError, RunError
-from negtemp_data.jobspec import EngineJudgeConfig, Job, RewardJudgeConfig, single_judges
+from negtemp_data.jobspec import Job
 from negtemp_data.pipeline.actors import Board, GenerateShard, WorkerSettings, commit
-from negtemp_data.pipeline.judges import start_replica
+from negtemp_data.pipeline.judges import JudgePool, judge_pools, start_pools
 from negtemp_data.pipeline.progress import Tally
 from negtemp_data.pipeline.reuse import OldRows
 from negtemp_data.storage import Output
@@ -110,14 +110,11 @@ class ShardGraph:
         cpus = resources.get("CPU", 1.0)
         self._worker_cpus = min(_WORKER_CPUS, 0.8 * cpus / self._replicas)
         self._board = Board.remote()  # type: ignore[attr-defined]
-        judges = {
-            path: judge
-            for path, judge in single_judges(job.verify.judge)
-            if isinstance(judge, EngineJudgeConfig) and path in inputs.judge_paths
-        }
         adapter = inputs.adapter
-        n_engines = self._replicas + sum(judge.replicas for judge in judges.values())
-        self._check_gpus(judges.values(), resources.get("GPU", 0.0))
+        pools = judge_pools(job, inputs.judge_paths, self._gpus_of)
+        distinct = set(pools.values())
+        n_engines = self._replicas + sum(pool.replicas for pool in distinct)
+        self._check_gpus(distinct, resources.get("GPU", 0.0))
         self._settings = WorkerSettings(
             job=job,
             output=output,
@@ -129,38 +126,21 @@ class ShardGraph:
                 lora_path=adapter.path if adapter else None,
             ),
             replicas=self._replicas,
-            judges={
-                path: self._start_judge(judge, inputs.judge_paths[path], n_engines, output)
-                for path, judge in judges.items()
-            },
+            judges=start_pools(pools, n_engines, output),
             old_rows=inputs.old_rows,
         )
 
     def _gpus_of(self, gpus: float | str) -> float:
         return float(self._has_gpus) if isinstance(gpus, str) else gpus
 
-    def _check_gpus(self, judges: Iterable[EngineJudgeConfig], available: float) -> None:
+    def _check_gpus(self, pools: Iterable[JudgePool], available: float) -> None:
         """Replicas that never find a place would keep the others waiting without a word."""
-        needed = self._gpus * self._replicas
-        needed += sum(judge.replicas * self._gpus_of(judge.gpus_per_replica) for judge in judges)
+        needed = self._gpus * self._replicas + sum(pool.replicas * pool.gpus for pool in pools)
         if needed > available:
             raise RunError(
                 f"the generator's and the judges' replicas need {needed:g} GPUs together, and the "
                 f"cluster has {available:g}; lower replicas or gpus_per_replica, or add machines."
             )
-
-    def _start_judge(
-        self, judge: EngineJudgeConfig, model_path: str, n_engines: int, output: Output
-    ) -> list[Any]:
-        gpus = self._gpus_of(judge.gpus_per_replica)
-        spec = EngineSpec(
-            model_path=model_path,
-            arguments=judge.engine,
-            is_cpu=not gpus,
-            replicas=n_engines,
-            is_pooling=isinstance(judge, RewardJudgeConfig),
-        )
-        return [start_replica(spec, output, gpus) for _ in range(judge.replicas)]
 
     def read_board(self) -> Tally:
         """What the workers have reported."""

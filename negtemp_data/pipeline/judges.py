@@ -5,10 +5,11 @@ made the sample. A replica that dies is replaced by Ray, and asked again.
 """
 
 import asyncio
+import json
 import os
 import pickle
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -18,7 +19,13 @@ from negtemp_data.engine.engine import Engine, EngineSpec, Generation
 from negtemp_data.engine.questions import question_params
 from negtemp_data.engine.tokens import PromptEncoder
 from negtemp_data.errors import EngineDeadError, JudgeError, NegtempError
-from negtemp_data.jobspec import SAME, EngineJudgeConfig, Job
+from negtemp_data.jobspec import (
+    SAME,
+    EngineJudgeConfig,
+    Job,
+    RewardJudgeConfig,
+    single_judges,
+)
 from negtemp_data.judging import Judge, build_judge
 from negtemp_data.judging.asking import JudgingEngine, Question
 from negtemp_data.pipeline.logs import send_output_to
@@ -70,17 +77,68 @@ class JudgeReplica:
             os._exit(EXIT_ENGINE_DEAD)
 
 
-def start_replica(spec: EngineSpec, output: Output, gpus: float) -> Any:
-    """Starts an actor; it waits for its GPUs, and Ray starts it anew when it dies."""
+class JudgePool(NamedTuple):
+    """Engines that judges of the same needs share."""
+
+    model_path: str
+    arguments: str
+    """vLLM's engine arguments, as JSON."""
+    replicas: int
+    gpus: float
+    """Of each replica."""
+    is_pooling: bool
+
+
+def judge_pools(
+    job: Job, model_paths: Mapping[str, str], gpus_of: Callable[[float | str], float]
+) -> dict[str, JudgePool]:
+    """The pool of each judge that has engines of its own, by its path in the job file.
+
+    Args:
+        job: The job.
+        model_paths: Folders of those judges' models, by path.
+        gpus_of: What `gpus_per_replica` comes to on this cluster.
+    """
+    return {
+        path: JudgePool(
+            model_paths[path],
+            json.dumps(judge.engine, sort_keys=True),
+            judge.replicas,
+            gpus_of(judge.gpus_per_replica),
+            isinstance(judge, RewardJudgeConfig),
+        )
+        for path, judge in single_judges(job.verify.judge)
+        if path in model_paths and isinstance(judge, EngineJudgeConfig)
+    }
+
+
+def start_pools(
+    pools: Mapping[str, JudgePool], n_engines: int, output: Output
+) -> dict[str, list[Any]]:
+    """Starts the replicas of all pools; those of each judge by its path in the job file."""
+    started = {pool: _start(pool, n_engines, output) for pool in set(pools.values())}
+    return {path: started[pool] for path, pool in pools.items()}
+
+
+def _start(pool: JudgePool, n_engines: int, output: Output) -> list[Any]:
+    """Actors that wait for their GPUs, and that Ray starts anew when they die."""
+    spec = EngineSpec(
+        model_path=pool.model_path,
+        arguments=json.loads(pool.arguments),
+        is_cpu=not pool.gpus,
+        replicas=n_engines,
+        is_pooling=pool.is_pooling,
+    )
     options: dict[str, Any] = {
         "num_cpus": 0,  # the worker that waits for it holds the slots
-        "num_gpus": gpus,
+        "num_gpus": pool.gpus,
         "max_restarts": -1,
         "max_task_retries": _MAX_DEATHS,
         "max_concurrency": _MOST_REQUESTS,
         "scheduling_strategy": "SPREAD",
     }
-    return ray.remote(JudgeReplica).options(**options).remote(spec, output)
+    replica = ray.remote(JudgeReplica).options(**options)
+    return [replica.remote(spec, output) for _ in range(pool.replicas)]
 
 
 class LocalEngine:

@@ -3,11 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 
 import pytest
-
 from test_interrupt import DEADLINE_S, start
 
 JOB = """
@@ -27,24 +27,53 @@ schedules:
     inject: [{{when: {{every: 8}}, temperature: -1.0}}]
 verify:
   judge:
-    model: {judge}
-    engine: {{dtype: float32, max_model_len: 1024, max_num_seqs: 8}}
-    criteria: {{coherence: {{}}, relevance: {{}}}}
-    accept_at: 3
+    combine: any
+    judges:
+      rating:
+        model: {judge}
+        engine: {engine}
+        criteria: {{coherence: {{}}, relevance: {{}}}}
+        accept_at: 3
+      better: {{kind: pairwise, model: {judge}, engine: {engine}}}
+      reads: {{kind: likelihood, measure: twin, model: {judge}, engine: {engine}, accept_at: 0}}
 output: {{path: {out}, shard_rows: 8}}
 """
 
 N_PROMPTS = 24
+# The same for all three judges, who therefore share one engine.
+ENGINE = "{dtype: float32, max_model_len: 1024, max_num_seqs: 8}"
 
 
 @pytest.fixture
-def job(tiny_model, tmp_path):
+def other_model(tiny_model, tmp_path):
+    """The tiny model with other weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_model, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.manual_seed(1)
+    torch.nn.init.normal_(model.lm_head.weight, std=2.5 / 64**0.5)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def job(tiny_model, other_model, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     rows = ({"id": f"p{i}", "prompt": f"Tell me about the number {i}."} for i in range(N_PROMPTS))
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = tmp_path / "job.yaml"
-    text = JOB.format(prompts=prompts, model=tiny_model, judge=tiny_model, out=tmp_path / "out")
-    path.write_text(text)
+    path.write_text(
+        JOB.format(
+            prompts=prompts,
+            model=tiny_model,
+            judge=other_model,
+            engine=ENGINE,
+            out=tmp_path / "out",
+        )
+    )
     return path
 
 
@@ -73,7 +102,11 @@ def test_a_judge_killed_in_the_middle_costs_no_row(job, negtemp, tmp_path):
     rows = datasets.load_from_disk(str(out))
     assert len(set(rows["id"])) == len(rows) == N_PROMPTS * 4
     assert "failed" not in rows["status"]
-    for scores in rows["scores"]:
-        assert [score["criterion"] for score in scores] == ["coherence", "relevance"]
-        assert all(1 <= score["score"] <= 5 for score in scores)
+    for arm, scores in zip(rows["arm"], rows["scores"], strict=True):
+        parts = {score["criterion"]: score["score"] for score in scores}
+        ratings = {"rating/coherence", "rating/relevance"}
+        of_twins = {f"better/{p}" for p in ("placed first", "placed second", "agreement")}
+        of_twins.add("reads/twin")
+        assert parts.keys() == (ratings if arm == "control" else ratings | of_twins)
+        assert all(1 <= parts[rating] <= 5 for rating in ratings)
     assert negtemp("check", str(out)).returncode == 0
