@@ -1,9 +1,11 @@
 """Judges as the job file writes them."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, JsonValue, Tag, model_validator
 
 from negtemp_data.jobspec.strict import Name, StrictModel
 
@@ -164,22 +166,52 @@ class PythonJudgeConfig(StrictModel):
     """Smallest accepted number."""
 
 
+def _check_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        is_host = (parts.hostname or "").encode("idna") != b"" and parts.port != 0
+    except ValueError:
+        is_host = False
+    if not is_host or not url.isprintable() or " " in url or parts.fragment:
+        raise ValueError("must be an address such as http://localhost:8000/v1")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must hold no user name or password; api_key_env is the place of a key")
+    if parts.path.rstrip("/").endswith("/chat/completions"):
+        raise ValueError("must end before /chat/completions, which is added")
+    return url
+
+
+def _check_extra_body(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    for name in ("messages", "model", "n", "stream"):
+        if name in fields:
+            raise ValueError(f"{name} can't be set here")
+    try:
+        json.dumps(fields, allow_nan=False)
+    except ValueError:
+        raise ValueError("must hold no nan or inf, which JSON does not have") from None
+    return fields
+
+
 class EndpointJudgeConfig(RubricConfig):
     """A rubric judge behind an OpenAI-compatible server."""
 
     kind: Literal["endpoint"]
-    url: str = Field(pattern=r"^https?://")
-    """Address of the API, such as http://localhost:8000/v1."""
+    url: Annotated[str, AfterValidator(_check_url)] = Field(pattern=r"^https?://")
+    """Address of the API, such as http://localhost:8000/v1. It is saved with the job, so it must
+    hold no password or key."""
     model: str = Field(min_length=1)
     """Name of the model there."""
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable that holds the key; null: none is sent. The key itself is saved
     nowhere."""
+    extra_body: Annotated[dict[str, JsonValue], AfterValidator(_check_extra_body)] = {}
+    """Fields of the request beside ours, or in their place (temperature, max_tokens, logprobs,
+    top_logprobs); null leaves a field out."""
     concurrency: int = Field(default=16, ge=1)
     """Requests of one worker under way at a time, at most."""
     timeout_s: float = Field(default=60, gt=0, allow_inf_nan=False)
-    """Longest time for one request."""
-    attempts: int = Field(default=5, ge=1)
+    """Longest time for one request, answer included."""
+    attempts: int = Field(default=5, ge=1, le=100)
     """Times that a request is tried before its row fails."""
 
 
