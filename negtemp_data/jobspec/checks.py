@@ -8,6 +8,13 @@ from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
 from negtemp_data.jobspec.strict import StrictModel
 
 
+def _compile(pattern: str, name: str) -> None:
+    try:
+        regex.compile(pattern)
+    except (regex.error, RecursionError) as error:
+        raise ValueError(f"{name} {pattern!r} is no regular expression: {error}") from error
+
+
 class LengthCheckConfig(StrictModel):
     """Number of generated tokens."""
 
@@ -47,12 +54,7 @@ class RegexCheckConfig(StrictModel):
 
     @model_validator(mode="after")
     def _compiles(self) -> Self:
-        try:
-            regex.compile(self.pattern)
-        except (regex.error, RecursionError) as error:
-            raise ValueError(
-                f"pattern {self.pattern!r} is no regular expression: {error}"
-            ) from error
+        _compile(self.pattern, "pattern")
         return self
 
 
@@ -95,6 +97,18 @@ class JsonSchemaCheckConfig(StrictModel):
     json_schema: dict[str, JsonValue] = Field(alias="schema")
     """JSON Schema; {} takes any JSON value."""
 
+    @model_validator(mode="after")
+    def _is_schema(self) -> Self:
+        # 50 ms, for the jobs that have such a check.
+        import jsonschema_rs  # noqa: PLC0415
+
+        try:
+            jsonschema_rs.validator_for(self.json_schema)
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"schema is no JSON Schema: {reason}") from error
+        return self
+
 
 class AnswerCheckConfig(StrictModel):
     """The right answer, from a column of the prompt's input row."""
@@ -110,6 +124,12 @@ class AnswerCheckConfig(StrictModel):
     null: the rule of the form."""
     tolerance: float = Field(default=1e-6, ge=0, allow_inf_nan=False)
     """Largest relative error of a number."""
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        if self.extract is not None:
+            _compile(self.extract, "extract")
+        return self
 
 
 class LanguageCheckConfig(StrictModel):
@@ -128,6 +148,15 @@ class ScriptCheckConfig(StrictModel):
     """Unicode scripts, such as Latin."""
     min_share: float = Field(default=0.95, ge=0, le=1, allow_inf_nan=False)
     """Smallest share of the letters that must be of them."""
+
+    @model_validator(mode="after")
+    def _scripts_exist(self) -> Self:
+        for script in self.allowed:
+            try:
+                regex.compile(rf"\p{{Script={script}}}")
+            except regex.error as error:
+                raise ValueError(f"{script!r} is no Unicode script, such as Latin") from error
+        return self
 
 
 class NearDuplicateCheckConfig(StrictModel):

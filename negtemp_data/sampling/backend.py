@@ -20,7 +20,6 @@ from negtemp_data.sampling.stats import (
     row_stats,
 )
 
-
 _FEW_GAPS = 1.5
 """Reads at most this many times the rows that are wanted."""
 
