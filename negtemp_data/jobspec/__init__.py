@@ -42,6 +42,7 @@ from negtemp_data.jobspec.job import (
     PromptsConfig,
     StructuredConfig,
 )
+from negtemp_data.jobspec.json_schemas import compile_schema
 from negtemp_data.jobspec.judges import (
     CRITERIA,
     SAME,
@@ -61,6 +62,7 @@ from negtemp_data.jobspec.judges import (
     needs_twin,
     single_judges,
 )
+from negtemp_data.jobspec.languages import LANGUAGES
 from negtemp_data.jobspec.load import (
     apply_overrides,
     build_job,
@@ -85,6 +87,7 @@ from negtemp_data.jobspec.when import (
 
 __all__ = [
     "CRITERIA",
+    "LANGUAGES",
     "SAME",
     "TOKEN_CLASSES",
     "AdaptiveBaseConfig",
@@ -144,6 +147,7 @@ __all__ = [
     "When",
     "apply_overrides",
     "build_job",
+    "compile_schema",
     "explain_errors",
     "load_job",
     "needs_twin",

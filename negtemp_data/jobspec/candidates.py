@@ -7,10 +7,10 @@ Injections and bases share them. Definitions of the limits and classes are those
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
-import regex
 from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from negtemp_data.errors import quote
+from negtemp_data.jobspec.patterns import check_pattern, check_script, is_script
 from negtemp_data.jobspec.strict import MANY_TOKENS, Fraction, StrictModel
 
 TOKEN_CLASSES = (
@@ -33,40 +33,21 @@ def _check_class(name: str) -> str:
     if name in TOKEN_CLASSES:
         return name
     if colon and kind == "regex":
-        _check_pattern(rest)
+        if not rest:
+            raise ValueError("regex: needs a pattern behind it")
+        check_pattern(rest, prefix="regex:")
     elif colon and kind == "script":
-        if not _is_script(rest):
-            raise ValueError(f"{quote(rest)} is no script of Unicode; write for example Latin")
+        check_script(rest)
     else:
         raise ValueError(f"{quote(name)} is no token class; {_hint(name)}")
     return name
 
 
 def _hint(name: str) -> str:
-    near = get_close_matches(name, TOKEN_CLASSES, n=1) or [f"script:{name}"] * _is_script(name)
+    near = get_close_matches(name, TOKEN_CLASSES, n=1) or [f"script:{name}"] * is_script(name)
     if near:
         return f"did you mean {near[0]!r}?"
     return f"known classes: {', '.join(TOKEN_CLASSES)}, script:NAME, regex:PATTERN"
-
-
-def _check_pattern(pattern: str) -> None:
-    if not pattern:
-        raise ValueError("regex: needs a pattern behind it")
-    try:
-        regex.compile(pattern)
-    except (regex.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"regex:{quote(pattern)} is no regular expression: {error}") from error
-
-
-def _is_script(name: str) -> bool:
-    if not regex.fullmatch(r"[A-Za-z_]+", name):
-        return False
-    try:
-        # The library knows the scripts of Unicode, and forgives case and `_`.
-        regex.compile(rf"\p{{Script={name}}}")
-    except regex.error:
-        return False
-    return True
 
 
 TokenClass = Annotated[

@@ -4,8 +4,9 @@ A judge is handed its engine and never builds one. Nothing here knows of Ray, sh
 """
 
 from negtemp_data.judging.build import build_judge, check_environment
-from negtemp_data.judging.checks import CheckResult, perplexity, run_checks
+from negtemp_data.judging.checks import perplexity, run_checks
 from negtemp_data.judging.judge import CombinedJudge, CriterionScore, Judge, Judgement
+from negtemp_data.judging.result import CheckResult
 from negtemp_data.judging.rubric import RubricJudge
 from negtemp_data.judging.sample import Sample
 from negtemp_data.judging.verdict import Verdict, decide

@@ -1,90 +1,108 @@
-"""Whether a completion gives the right answer: numbers, choices, whole texts."""
+"""Whether a completion gives the right answer: a number, a choice, or a whole text."""
 
 import json
-import math
-from typing import Any
+from decimal import Decimal
+from typing import Literal
 
 import regex
 
 from negtemp_data.errors import quote
 from negtemp_data.jobspec import AnswerCheckConfig
+from negtemp_data.judging.numbers import is_close, read_number
+from negtemp_data.judging.patterns import find_last
+from negtemp_data.judging.result import CheckResult
+from negtemp_data.judging.sample import Sample
 
-TIMEOUT_S = 1.0
+Form = Literal["number", "exact", "choice"]
 
-# A sign counts where nothing stands before it: in 3-4 it is none.
-_NUMBER = regex.compile(
-    r"(?<![\w.,])[-+−]?\p{Sc}?\s?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w)"
-    r"|(?<![\w.,])[-+−]?\.\d+(?!\w)"
+_CHOICE = regex.compile(
+    r"""
+    (?<! [\p{Latin}\p{N}_] ) (?<! [\p{Latin}\p{N}]['’.-] )
+    [A-Z]
+    (?! [\p{Latin}\p{N}_+#] | ['’.-]\p{Latin} )     # not of I'm, U.S., X-ray, C++
+    (?! (?<=I) \s (?!is\b) \p{Ll} )                 # nor the pronoun
+    """,
+    regex.VERBOSE,
 )
-_CHOICE = regex.compile(r"(?<![\p{L}\p{N}])\p{Lu}(?![\p{L}\p{N}'’])")
+_BOX = "\\boxed{"
+_ENDS = ".,;:!?…。，！？、\"'“”‘’«»„`()[]{}*_ "
+"""What may stand around a text without making it another one; a sign or a unit may not."""
 
 
-class NoAnswerError(Exception):
-    """There is nothing to compare; says why."""
-
-
-def check_answer(
-    config: AnswerCheckConfig, completion: str, source: str | None
-) -> tuple[bool, str]:
-    """Whether the completion's answer is that of the column, and what was compared."""
+def check_answer(config: AnswerCheckConfig, sample: Sample) -> CheckResult:
+    """Whether the completion's answer is that of the column."""
     try:
-        expected = _expected(config, source)
-        found = _extract(config, completion)
-        if config.form == "number":
-            is_right = _is_close(_to_number(found), _to_number(str(expected)), config.tolerance)
-        elif config.form == "choice":
-            is_right = found.casefold() == str(expected).strip().casefold()
-        else:
-            is_right = _plain(found) == _plain(str(expected))
-    except NoAnswerError as error:
-        return False, str(error)
-    return is_right, f"found {quote(found)}, expected {quote(expected)}"
-
-
-def _expected(config: AnswerCheckConfig, source: str | None) -> Any:
-    columns = json.loads(source) if source else {}
-    if config.column not in columns:
-        known = ", ".join(columns) or "none"
-        raise NoAnswerError(f"the input row has no column {config.column!r}; it has {known}")
-    value = columns[config.column]
-    if isinstance(value, bool | list | dict) or value is None:
-        raise NoAnswerError(f"column {config.column!r} holds no answer: {quote(value)}")
-    return value
-
-
-def _extract(config: AnswerCheckConfig, completion: str) -> str:
-    if config.extract is not None:
-        pattern = regex.compile(config.extract)
-    elif config.form == "exact":
-        return completion
+        expected = _expect(config, sample.source)
+        found = _read(config.form, _place(config, sample.completion))
+    except (ValueError, TimeoutError) as error:
+        return CheckResult(config.kind, False, str(error))
+    if isinstance(found, Decimal) and isinstance(expected, Decimal):
+        passed = is_close(found, expected, config.tolerance)
     else:
-        pattern = _NUMBER if config.form == "number" else _CHOICE
-    last = None
-    try:
-        for last in pattern.finditer(completion, timeout=TIMEOUT_S):  # noqa: B007
-            pass
-    except TimeoutError as error:
-        raise NoAnswerError(f"gave up after {TIMEOUT_S:g} s") from error
-    if last is None:
-        raise NoAnswerError("no answer found")
-    return str(last[1] if pattern.groups and last[1] is not None else last[0])
+        passed = found == expected
+    detail = f"found {quote(str(found))}, expected {quote(str(expected))}"
+    return CheckResult(config.kind, passed, detail)
 
 
-def _to_number(text: str) -> float:
-    plain = regex.sub(r"[\p{Sc}\s,%]", "", text).replace("−", "-")
+def _expect(config: AnswerCheckConfig, source: str | None) -> Decimal | str:
+    """The right answer. Every reason that there is none is a ValueError."""
+    name = quote(config.column)
     try:
-        number = float(plain)
+        # Decimals keep what a float would round, and all digits of a long integer.
+        row = json.loads(source or "{}", parse_float=Decimal, parse_int=Decimal)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("the input row is no JSON that can be read") from error
+    if not isinstance(row, dict) or config.column not in row:
+        known = quote(sorted(row)) if row and isinstance(row, dict) else "none"
+        raise ValueError(f"the input row has no column {name}; it has {known}")
+    value = row[config.column]
+    if isinstance(value, Decimal):
+        if config.form == "number":
+            return value
+        value = str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"column {name} holds no answer but {quote(value)}")
+    try:
+        return _read(config.form, _last_box(value) or value)
     except ValueError as error:
-        raise NoAnswerError(f"{quote(text)} is no number") from error
-    if not math.isfinite(number):
-        raise NoAnswerError(f"{quote(text)} is no finite number")
-    return number
+        raise ValueError(f"column {name} holds {quote(value)}: {error}") from error
 
 
-def _is_close(found: float, expected: float, tolerance: float) -> bool:
-    return math.isclose(found, expected, rel_tol=tolerance, abs_tol=tolerance * 1e-6)
+def _place(config: AnswerCheckConfig, completion: str) -> str:
+    """The part of the completion to read."""
+    if config.extract is None:
+        return _last_box(completion) or completion
+    match = find_last(regex.compile(config.extract), completion)
+    if match is None:
+        raise ValueError("`extract` is not found")
+    group = match[1] if match.re.groups else None
+    return str(match[0] if group is None else group)
 
 
-def _plain(text: str) -> str:
-    """Without case, runs of white space, and punctuation at the ends."""
-    return regex.sub(r"^[\p{P}\s]+|[\p{P}\s]+$", "", " ".join(text.casefold().split()))
+def _last_box(text: str) -> str | None:
+    """What stands in the last LaTeX box; None where there is none that ends."""
+    begin = text.rfind(_BOX)
+    if begin < 0:
+        return None
+    begin += len(_BOX)
+    depth = 1
+    for match in regex.finditer(r"[{}]", text, pos=begin):
+        depth += 1 if match[0] == "{" else -1
+        if not depth:
+            return text[begin : match.start()]
+    return None
+
+
+def _read(form: Form, text: str) -> Decimal | str:
+    if form == "number":
+        return read_number(text)
+    plain = " ".join(text.casefold().split()).strip(_ENDS)
+    if form == "exact":
+        if not plain:
+            raise ValueError("there is nothing to compare")
+        return plain
+    # A letter that is all there is may be a small one.
+    match = find_last(_CHOICE, plain.upper() if len(plain) == 1 else text)
+    if match is None:
+        raise ValueError("no single letter found")
+    return match[0]

@@ -1,10 +1,15 @@
 """Whether a completion nearly repeats one of its siblings."""
 
-from collections.abc import Sequence
-from functools import lru_cache
+import hashlib
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
+import regex
+
 from negtemp_data.jobspec import NearDuplicateCheckConfig
+from negtemp_data.judging.result import CheckResult
+from negtemp_data.judging.sample import Sample
 
 if TYPE_CHECKING:
     from datasketch import MinHash
@@ -12,35 +17,67 @@ if TYPE_CHECKING:
 _PERMUTATIONS = 256
 """Standard error of a similarity: at most 0.03."""
 
+# Punctuation is no part of a word; scripts without spaces between words have a word per character.
+_WORD = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
+    r"|[\w--[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]]++",
+    regex.VERSION1,
+)
 
-def check_duplicate(
-    config: NearDuplicateCheckConfig, completion: str, siblings: Sequence[str]
-) -> tuple[bool, str]:
+
+def check_near_duplicate(config: NearDuplicateCheckConfig, sample: Sample) -> CheckResult:
     """Whether it is new among its siblings, and how similar the nearest of them is."""
-    if not siblings:
-        return True, "no sibling before it"
-    text = _normalise(completion)
-    others = [_normalise(sibling) for sibling in siblings]
-    if text in others:
-        return False, f"the same as accepted sibling {others.index(text) + 1}"
-    mine = _signature(text, config.n)
-    similarities = [float(mine.jaccard(_signature(other, config.n))) for other in others]
+    if not sample.siblings:
+        return CheckResult(config.kind, True, "no accepted sibling before it")
+    mine = _print_of(sample.completion, config.n)
+    others = [_print_of(sibling, config.n) for sibling in sample.siblings]
+    for place, other in enumerate(others, start=1):
+        if other.digest == mine.digest:
+            return CheckResult(config.kind, False, f"the same as accepted sibling {place}")
+    similarities = [_similarity(mine, other) for other in others]
     nearest = max(similarities)
     place = similarities.index(nearest) + 1
-    return nearest <= config.max_similarity, f"{nearest:.2f} like accepted sibling {place}"
+    detail = f"{nearest:.2f} like accepted sibling {place}"
+    return CheckResult(config.kind, nearest <= config.max_similarity, detail)
 
 
-def _normalise(text: str) -> str:
-    return " ".join(text.casefold().split())
+@dataclass(frozen=True)
+class _Fingerprint:
+    digest: bytes
+    """Hash of the text without case and kinds of white space."""
+    grams: "MinHash | None"
+    """Sketch of the word n-grams; None for a text without words."""
 
 
+# The siblings of a prompt come again and again; all but the new one are found here.
 @lru_cache(maxsize=4096)
-def _signature(text: str, n: int) -> "MinHash":
-    """MinHash of the word n-grams; of all words together where there are fewer."""
+def _print_of(text: str, n: int) -> _Fingerprint:
+    folded = text.casefold()
+    plain = " ".join(folded.split()).encode("utf-8", "surrogatepass")
+    return _Fingerprint(hashlib.blake2b(plain, digest_size=16).digest(), _sketch(folded, n))
+
+
+def _sketch(text: str, n: int) -> "MinHash | None":
+    """MinHash of the word n-grams; of all words together where there are fewer than n."""
+    words = _WORD.findall(text)
+    if not words:
+        return None
+    n = min(n, len(words))
+    grams = {" ".join(gram) for gram in zip(*(words[i:] for i in range(n)), strict=False)}
+    sketch = _empty_sketch().copy()
+    sketch.update_batch([gram.encode() for gram in grams])
+    return sketch
+
+
+@cache
+def _empty_sketch() -> "MinHash":
+    # It brings scipy, 0.6 s, which only jobs with such a check should pay.
     from datasketch import MinHash  # noqa: PLC0415
 
-    words = text.split()
-    grams = zip(*(words[i:] for i in range(n)), strict=False) if len(words) >= n else [words]
-    signature = MinHash(num_perm=_PERMUTATIONS)
-    signature.update_batch([" ".join(gram).encode("utf-8", "surrogatepass") for gram in grams])
-    return signature
+    return MinHash(num_perm=_PERMUTATIONS)
+
+
+def _similarity(one: _Fingerprint, other: _Fingerprint) -> float:
+    if one.grams is None or other.grams is None:
+        return 0.0
+    return float(one.grams.jaccard(other.grams))

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from negtemp_data.judging.checks import CheckResult
 from negtemp_data.judging.judge import Judgement
+from negtemp_data.judging.result import CheckResult
 
 Status = Literal["accepted", "rejected", "failed"]
 

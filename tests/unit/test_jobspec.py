@@ -242,7 +242,7 @@ def test_a_wrong_value_is_quoted_with_its_path(
         ),
         (
             "verify.checks.0={kind: regex, pattern: '('}",
-            "verify.checks[0]: pattern '(' is no regular expression: missing ) at position 1.",
+            "verify.checks[0].pattern: '(' is no regular expression: missing ) at position 1.",
         ),
         (
             "verify.judge.scale=[5, 1]",

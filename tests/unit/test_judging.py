@@ -1,4 +1,4 @@
-"""Checks, judge and verdict: numbers by hand, and nothing hostile gets through."""
+"""Judge and verdict: numbers by hand, and nothing hostile gets through."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,12 +13,7 @@ from negtemp_data.engine.tokens import PromptEncoder
 from negtemp_data.errors import EngineDeadError, GenerationError, JobError, JudgeError
 from negtemp_data.jobspec import (
     CRITERIA,
-    CheckConfig,
     CriterionConfig,
-    LengthCheckConfig,
-    PerplexityCheckConfig,
-    RegexCheckConfig,
-    RepetitionCheckConfig,
     RubricJudgeConfig,
 )
 from negtemp_data.judging import (
@@ -29,11 +24,10 @@ from negtemp_data.judging import (
     RubricJudge,
     Sample,
     decide,
-    perplexity,
-    run_checks,
 )
 from negtemp_data.judging.asking import Question
 from negtemp_data.judging.diversity import distinct_n
+from test_checks import make_sample
 from test_engine import CHAT_TEMPLATE, make_tokenizer
 
 
@@ -41,138 +35,6 @@ def judge_with(judge: Judge, sample: Sample) -> Judgement:
     judgement = asyncio.run(judge.judge(sample))
     assert judgement is not None
     return judgement
-
-
-def make_sample(
-    completion: str = "A fine answer.",
-    token_ids: Sequence[int] = (1, 2, 3),
-    logprobs: Sequence[float] | None = None,
-    injected: Sequence[int] = (),
-) -> Sample:
-    if logprobs is None:
-        logprobs = [-1.0] * len(token_ids)
-    array = np.array(logprobs, dtype=np.float32)
-    return Sample("A request.", completion, list(token_ids), array, injected)
-
-
-def run_check(check: CheckConfig, sample: Sample) -> CheckResult:
-    (result,) = run_checks([check], sample)
-    return result
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "n_tokens", "passed"),
-    [
-        (1, None, 0, False),
-        (0, None, 0, True),
-        (3, 5, 2, False),
-        (3, 5, 3, True),
-        (3, 5, 5, True),
-        (3, 5, 6, False),
-        (1, None, 100_000, True),
-    ],
-)
-def test_length_counts_tokens_inclusively(
-    low: int, high: int | None, n_tokens: int, passed: bool
-) -> None:
-    check = LengthCheckConfig(kind="length", min_tokens=low, max_tokens=high)
-    result = run_check(check, make_sample(token_ids=range(n_tokens)))
-    assert result == CheckResult("length", passed, f"{n_tokens} tokens")
-
-
-@pytest.mark.parametrize(
-    ("token_ids", "n", "ratio"),
-    [
-        ([], 3, 0.0),
-        ([1, 2], 3, 0.0),
-        ([1, 2, 3, 4], 2, 0.0),
-        ([1, 1, 1, 1], 1, 0.75),
-        ([1, 2, 1, 2, 1], 2, 0.5),  # 12 21 12 21: two of four occurred before
-        ([1, 2, 3, 1, 2, 3], 3, 0.25),  # 123 231 312 123
-        ([7] * 100_000, 3, 1 - 1 / 99_998),
-    ],
-)
-def test_repetition_is_the_share_of_ngrams_that_occurred_before(
-    token_ids: list[int], n: int, ratio: float
-) -> None:
-    sample = make_sample(token_ids=token_ids)
-    at_limit = RepetitionCheckConfig(kind="repetition", max_ratio=ratio, n=n)
-    result = run_check(at_limit, sample)
-    assert result == CheckResult("repetition", True, f"{ratio:.3f} of {n}-grams repeated")
-    if ratio:
-        below = RepetitionCheckConfig(kind="repetition", max_ratio=ratio - 1e-9, n=n)
-        assert not run_check(below, sample).passed
-
-
-@pytest.mark.parametrize(
-    ("completion", "match", "passed", "detail"),
-    [
-        ("so it is 42.", True, True, "found"),
-        ("so it is 42.", False, False, "found"),
-        ("who knows", True, False, "not found"),
-        ("who knows", False, True, "not found"),
-        ("", True, False, "not found"),
-        ("x" * 100_000 + "7", True, True, "found"),
-        ("\x00\x1b[31m\ud8003", True, True, "found"),
-    ],
-)
-def test_regex_searches_anywhere_in_the_completion(
-    completion: str, match: bool, passed: bool, detail: str
-) -> None:
-    check = RegexCheckConfig(kind="regex", pattern=r"\d", match=match)
-    assert run_check(check, make_sample(completion)) == CheckResult("regex", passed, detail)
-
-
-@pytest.mark.parametrize("match", [True, False])
-def test_a_regex_that_never_ends_is_a_failed_check(
-    monkeypatch: pytest.MonkeyPatch, match: bool
-) -> None:
-    monkeypatch.setattr("negtemp_data.judging.checks._REGEX_TIMEOUT_S", 0.05)
-    check = RegexCheckConfig(kind="regex", pattern="(a|aa|a?a)+$", match=match)
-    result = run_check(check, make_sample("a" * 5000 + "b"))
-    assert result == CheckResult("regex", False, "gave up after 0.05 s")
-
-
-def test_perplexity_leaves_injected_tokens_out() -> None:
-    # Kept: ln 2 and ln 8; their mean is ln 4.
-    logprobs = np.log([1 / 2, 1e-9, 1 / 8, 1e-12]).astype(np.float32)
-    assert perplexity(logprobs, [1, 3]) == pytest.approx(4, rel=1e-6)
-    assert perplexity(logprobs, []) > 1000
-    sample = make_sample(token_ids=range(4), logprobs=logprobs.tolist(), injected=[1, 3])
-    assert run_check(PerplexityCheckConfig(kind="perplexity", max=4.01), sample).passed
-    assert not run_check(PerplexityCheckConfig(kind="perplexity", max=3.99), sample).passed
-
-
-@pytest.mark.parametrize(
-    ("logprobs", "injected", "detail"),
-    [
-        ([], [], "nan"),
-        ([-1.0, -2.0], [0, 1], "nan"),
-        ([float("nan"), -1.0], [], "nan"),
-        ([float("-inf"), -1.0], [], "inf"),
-        ([-1e30, -1.0], [], "inf"),
-    ],
-)
-def test_perplexity_that_is_no_number_fails(
-    logprobs: list[float], injected: list[int], detail: str
-) -> None:
-    sample = make_sample(token_ids=range(len(logprobs)), logprobs=logprobs, injected=injected)
-    result = run_check(PerplexityCheckConfig(kind="perplexity", max=1e300), sample)
-    assert result == CheckResult("perplexity", False, detail)
-
-
-def test_all_checks_are_run_in_order_even_after_one_has_failed() -> None:
-    checks: list[CheckConfig] = [
-        LengthCheckConfig(kind="length", min_tokens=99),
-        RegexCheckConfig(kind="regex", pattern="fine"),
-        LengthCheckConfig(kind="length"),
-    ]
-    results = run_checks(checks, make_sample())
-    assert [(r.name, r.passed) for r in results] == [
-        ("length", False),
-        ("regex", True),
-        ("length", True),
-    ]
 
 
 def test_distinct_n_counts_ngrams_over_all_samples() -> None:
