@@ -12,7 +12,10 @@ from negtemp_data.cli.run import interrupt
 from negtemp_data.jobspec import load_job
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example:  negtemp lab judge jobs/judge.yaml --prompts 200 --out out/lab",
+)
 def command() -> None:
     """Experiments on models, each an example of what to measure before a long run."""
 
@@ -110,7 +113,9 @@ def _show(report: Any, folder: Path, is_drawn: bool) -> None:
         for kind in report.kinds:
             table.add_column(kind, justify="right")
         for part in parts:
-            table.add_row(part, *(f"{kind.parts[part]:.2f}" for kind in report.kinds.values()))
+            table.add_row(
+                part, *(f"{kind.parts[part].value:.2f}" for kind in report.kinds.values())
+            )
         console.print()
         console.print(table)
     lines = [

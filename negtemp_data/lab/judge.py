@@ -34,7 +34,6 @@ from negtemp_data.lab.measures import (
     Interval,
     Scores,
     Threshold,
-    auc,
     auc_interval,
     calibration_error,
     paired_interval,
@@ -60,7 +59,7 @@ class KindResult:
     mean_score: float
     auc: Interval
     """0.5: the judge sees no difference; 1: every clean sample has the higher score."""
-    parts: dict[str, float]
+    parts: dict[str, Interval]
     """AUC of each part of the score alone."""
     paired: Interval | None
     """Share of prompts whose clean sample has the higher score; None without prompts in common."""
@@ -236,7 +235,7 @@ def _measure_kind(clean: Mapping[str, Row], rows: Mapping[str, Row], has_pairs: 
     bad = _scores(rows)
     if not has_pairs:
         found = auc_interval(_scores(clean), bad, is_paired=False)
-        parts = _parts_auc(list(clean.values()), list(rows.values()))
+        parts = _parts_auc(list(clean.values()), list(rows.values()), is_paired=False)
         return KindResult(len(bad), float(bad.mean()), found, parts, None)
     common = [prompt_id for prompt_id in clean if prompt_id in rows]
     good = _scores({prompt_id: clean[prompt_id] for prompt_id in common})
@@ -245,15 +244,17 @@ def _measure_kind(clean: Mapping[str, Row], rows: Mapping[str, Row], has_pairs: 
         n=len(bad),
         mean_score=float(bad.mean()),
         auc=auc_interval(good, bad, is_paired=True),
-        parts=_parts_auc([clean[p] for p in common], [rows[p] for p in common]),
+        parts=_parts_auc([clean[p] for p in common], [rows[p] for p in common], is_paired=True),
         paired=paired_interval(good, bad),
     )
 
 
-def _parts_auc(good: list[Row], bad: list[Row]) -> dict[str, float]:
+def _parts_auc(good: list[Row], bad: list[Row], *, is_paired: bool) -> dict[str, Interval]:
     both = _parts([*good, *bad])
     return {
-        name: auc(np.array(values[: len(good)]), np.array(values[len(good) :]))
+        name: auc_interval(
+            np.array(values[: len(good)]), np.array(values[len(good) :]), is_paired=is_paired
+        )
         for name, values in both.items()
     }
 
