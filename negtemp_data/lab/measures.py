@@ -5,7 +5,7 @@ prompts.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ _RESAMPLES = 1000
 _BINS = 10
 
 
-class Interval(NamedTuple):
+@dataclass(frozen=True)
+class Interval:
     """An estimate and the ends of its 95% interval (bootstrap over prompts)."""
 
     value: float
@@ -24,7 +25,8 @@ class Interval(NamedTuple):
     high: float
 
 
-class Threshold(NamedTuple):
+@dataclass(frozen=True)
+class Threshold:
     """A score to accept at."""
 
     accept_at: float

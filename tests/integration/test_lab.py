@@ -55,8 +55,8 @@ def test_a_judge_is_measured_on_samples_that_are_made(job, negtemp, tmp_path):
     }  # fmt: skip
     assert all(kind["n"] == report["n_clean"] >= 10 for kind in kinds.values())
     # A judge that counts characters knows what is shorter, and nothing of order.
-    assert kinds["cut-half"]["paired"][0] == kinds["cut-tenth"]["paired"][0] == 1
-    assert kinds["shuffled"]["auc"][0] == pytest.approx(0.5, abs=0.1)
+    assert kinds["cut-half"]["paired"]["value"] == kinds["cut-tenth"]["paired"]["value"] == 1
+    assert kinds["shuffled"]["auc"]["value"] == pytest.approx(0.5, abs=0.1)
     assert report["length_bias"] > 0.9
     assert json.loads((tmp_path / "out-lab" / "report.json").read_text()) == report
 
@@ -75,7 +75,7 @@ def test_a_judge_is_measured_on_labelled_samples(job, negtemp, tmp_path):
     wins = sum(
         (200 + g > 100 + 6 * b) + 0.5 * (g == 6 * b - 100) for g in range(20) for b in range(20)
     )
-    assert report["kinds"]["bad"]["auc"][0] == pytest.approx(wins / 400)
+    assert report["kinds"]["bad"]["auc"]["value"] == pytest.approx(wins / 400)
     assert 200 <= report["threshold"]["accept_at"] <= 219
 
 
