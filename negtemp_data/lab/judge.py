@@ -2,7 +2,7 @@
 
 Generate clean and injected samples → spoil the clean ones in known ways → let the judge score all
 of them, as a run that reuses their output → measure. Each step is an output of its own, so that an
-interrupted measurement goes on where it stopped.
+interrupted generation goes on where it stopped; samples are spoilt and judged anew each time.
 """
 
 import json
@@ -195,18 +195,19 @@ def _measure(
         if row["score"] is not None:
             by_kind.setdefault(kind, {})[row["prompt_id"]] = row
     has_pairs = labels is None
-    pairwise_only = not by_kind.get(CLEAN) and has_pairs
     clean = by_kind.pop(CLEAN, {})
-    if pairwise_only:
-        # A judge that compares with the twin has no score for the twin itself: a tie with it.
+    tie = _tie(request.job)
+    if not clean and tie is not None:
+        # A judge that compares with the twin has no score for the twin itself.
         first = next(iter(by_kind.values()), {})
-        clean = {prompt_id: row | {"score": 0.5, "scores": []} for prompt_id, row in first.items()}
+        clean = {prompt_id: row | {"score": tie, "scores": []} for prompt_id, row in first.items()}
     n_failed = sum(row["status"] == "failed" for row in rows)
     if len(clean) < _FEWEST or not by_kind:
         raise RunError(f"the judge failed on {n_failed} of {len(rows)} samples; too few are left.")
     bad = [kind for kind in by_kind if kind in BAD_KINDS or labels is not None]
     good_scores = _scores(clean)
-    bad_scores = np.concatenate([_scores(by_kind[kind]) for kind in bad])
+    bad_rows = (_alike_in_halves(clean, by_kind[k]) if has_pairs else by_kind[k] for k in bad)
+    bad_scores = np.concatenate([_scores(rows) for rows in bad_rows])
     scored = [*clean.values(), *(row for kind in by_kind.values() for row in kind.values())]
     parts = _parts(scored)
     masses = [s["mass"] for row in scored for s in row["scores"] if s["mass"] is not None]
@@ -229,6 +230,25 @@ def _measure(
         threshold=suggest_threshold(good_scores, bad_scores, request.precision),
         wanted_precision=request.precision,
     )
+
+
+def _tie(job: Job) -> float | None:
+    """What a judge of twins would say of a twin itself; None for other judges."""
+    judge = job.verify.judge
+    if isinstance(judge, PairwiseJudgeConfig):
+        return 0.5
+    return 0.0 if needs_twin(judge) else None
+
+
+def _alike_in_halves(clean: Mapping[str, Row], rows: Mapping[str, Row]) -> dict[str, Row]:
+    """The rows of which every other one belongs to every other prompt of the clean ones.
+
+    So what is fitted on one half of the prompts is measured on the other, kind by kind.
+    """
+    prompts = list(clean)
+    pairs = zip(prompts[::2], prompts[1::2], strict=False)
+    whole = [pair for pair in pairs if pair[0] in rows and pair[1] in rows]
+    return {prompt_id: rows[prompt_id] for pair in whole for prompt_id in pair}
 
 
 def _measure_kind(clean: Mapping[str, Row], rows: Mapping[str, Row], has_pairs: bool) -> KindResult:
