@@ -101,14 +101,14 @@ def kill(processes):
             process.kill()
 
 
-def assert_gone(processes):
+def assert_gone(processes, deadline_s=30):
     """No orphan outlives its run."""
 
     def alive():
         # In a container nobody may take note of the end of a process whose parent is gone.
         return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
-    end = time.monotonic() + 30
+    end = time.monotonic() + deadline_s
     while time.monotonic() < end and alive():
         time.sleep(0.1)
     assert not alive(), f"the run has left processes behind: {alive()}"

@@ -22,71 +22,76 @@ from runs import (
 
 N_PROMPTS = 24
 MAX_TOKENS = 200
+KINDS = ("everything", "worker", "driver", "ray")
 
 
-def kill_something(what, process):
-    """Kills a part of a run under way; returns whether the run itself should end by that."""
-    if what == "worker":
-        kill(workers(process)[:1])
-        return False
-    if what == "driver":
-        kill(family(process)[:1])
-    elif what == "ray":
-        kill([p for p in family(process) if p.name() in ("raylet", "gcs_server")])
-    else:
-        kill(family(process))
-    return True
+def kill_something(kind, process):
+    """Kills a part of a run under way."""
+    victims = {
+        "worker": lambda: workers(process),
+        "driver": lambda: family(process)[:1],
+        "ray": lambda: [p for p in family(process) if p.name() in ("raylet", "gcs_server")],
+        "everything": lambda: family(process),
+    }
+    kill(victims[kind]())
 
 
 @pytest.mark.parametrize(
     ("seed", "n_kills"),
-    [(0, 3), pytest.param(1, 25, marks=[pytest.mark.slow, pytest.mark.timeout(3000)]),
-     pytest.param(2, 25, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])],
-)  # fmt: skip
+    [
+        (0, 3),
+        pytest.param(1, 25, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+        pytest.param(2, 25, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+    ],
+)
 def test_random_kills_lose_nothing_and_repeat_only_seconds(
     tiny_model, negtemp, tmp_path, seed, n_kills
 ):
     rng = random.Random(seed)
     out = tmp_path / "out"
-    job = write_job(tmp_path, tiny_model, N_PROMPTS, max_tokens=MAX_TOKENS)
-    # In the quick form each kind once.
-    modes = ["everything", "worker", "driver", *rng.choices(
-        ["everything", "worker", "driver", "ray"], k=n_kills - 3
-    )]  # fmt: skip
-    kept, committed, process = {}, {}, None
-    for number, what in enumerate(modes):
+    # A kill lets two or three seconds of rows get done; there must be rows for all of them.
+    n_prompts = N_PROMPTS * max(1, n_kills // 4)
+    job = write_job(tmp_path, tiny_model, n_prompts, max_tokens=MAX_TOKENS)
+    kept, committed, process, all_members = {}, {}, None, []
+
+    def has_moved_on():
+        return len(kept_rows(out)) > len(kept) and workers(process)
+
+    def has_new_engine():
+        return len(read_events(out, "engine_starts")) > n_starts
+
+    for kind in (*KINDS[:3], *rng.choices(KINDS, k=n_kills - 3)):
         if process is None:
             process = start("run", job)
-        # Late enough for rows to be kept, so that runs move on; nothing else is certain.
-        wait_until(lambda: workers(process) and len(kept_rows(out)) > len(kept), process)
+        wait_until(has_moved_on, process)
         time.sleep(rng.uniform(0, 3))
-        if process.poll() is not None:
-            break
+        assert process.poll() is None, f"finished too early: {process.communicate()}"
         members = family(process)
-        ends = kill_something(what, process)
-        if ends:
+        all_members += members
+        n_starts = len(read_events(out, "engine_starts"))
+        kill_something(kind, process)
+        if kind == "worker":
+            wait_until(has_new_engine, process)
+        else:
             _, stderr = process.communicate(timeout=120)
             assert process.returncode != 0
-            assert what != "ray" or "Traceback" not in stderr, stderr
-            assert_gone(members)
+            if kind == "ray":
+                assert process.returncode == 1 and "Traceback" not in stderr, stderr
             process = None
-        else:
-            process_workers = members
-            wait_until(lambda: not process_workers or read_events(out, "engine_starts"), process)
         now = kept_rows(out)
-        # Exactly what was kept is still there: the text of a row never changes.
-        assert kept.items() <= now.items(), number
-        assert committed.items() <= digests(out).items()
+        assert kept.items() <= now.items(), "a row that was kept has changed, or is gone"
+        assert committed.items() <= digests(out).items(), "a committed shard has changed"
         kept, committed = now, digests(out)
-        if len(kept) == N_PROMPTS * SAMPLES:
-            break
     if process is not None:
-        stdout, stderr = process.communicate(timeout=300)
-        assert process.returncode == 0, stderr
-        kept = kept_rows(out)
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 0 and "Traceback" not in stderr, stderr
+        kept, committed = kept_rows(out), digests(out)
     last = negtemp("resume", str(out), "--json")
     assert last.returncode == 0 and "Traceback" not in last.stderr, last.stderr
-    rows = assert_complete(negtemp, out, N_PROMPTS, committed)
+    rows = assert_complete(negtemp, out, n_prompts, committed)
     assert kept.items() <= dict(zip(rows["id"], rows["completion"], strict=True)).items()
-    missing = N_PROMPTS * SAMPLES - len(kept)
-    assert json.loads(last.stdout)["tokens"] == missing * MAX_TOKENS, "rows were made again"
+    missing = n_prompts * SAMPLES - len(kept)
+    # Workers outlive a killed driver for a moment, and go on keeping rows.
+    assert json.loads(last.stdout)["tokens"] <= missing * MAX_TOKENS, "rows were made again"
+    # Ray's own agents take up to a minute to see that their raylet is gone.
+    assert_gone(all_members, deadline_s=120)
