@@ -19,6 +19,8 @@ COMMANDS = {
     "plan": "Show shards, prompts, schedules and estimates.",
     "run": "Make a data set, here or on a Ray cluster.",
     "resume": "Go on with an interrupted run.",
+    "submit": "Run a job on a Ray cluster.",
+    "jobs": "List, follow, stop and resume jobs on a Ray cluster.",
     "status": "Show how far a run is.",
     "show": "Show samples, injected tokens marked.",
     "check": "Check the integrity of an output.",
