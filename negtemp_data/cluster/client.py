@@ -115,9 +115,14 @@ def explained(where: str | None) -> Iterator[None]:
         yield
     except ClusterError:
         raise
-    except (
-        Exception
-    ) as error:  # requests' errors, RuntimeError with the server's page, ValueError …
+    except AuthenticationError as error:
+        raise ClusterError(
+            f"the Ray cluster at {where or DEFAULT_ADDRESS} wants a token: set "
+            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH unless it lies in "
+            "~/.ray/auth_token; "
+            "a proxy's header goes into RAY_JOB_HEADERS."
+        ) from error
+    except Exception as error:  # whatever requests raises, or a RuntimeError with the server's page
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = quote(lines[-1] if lines else type(error).__name__)
         raise ClusterError(

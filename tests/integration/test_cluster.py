@@ -13,7 +13,7 @@ from ray_cluster import RayCluster
 
 JOB = """
 version: 1
-name: On a cluster
+name: on-a-cluster
 seed: 3
 prompts: {{source: {prompts}, id: id}}
 generate:
