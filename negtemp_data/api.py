@@ -134,6 +134,21 @@ def submit(
     )
 
 
+def manifest(
+    job: Job | AnyPath,
+    *,
+    image: str | None = None,
+    volume: str | None = None,
+    pip: str | None = None,
+    working_dir: AnyPath | None = None,
+) -> str:
+    """A KubeRay manifest that runs `job`; arguments and errors as for `write_manifest`."""
+    from negtemp_data.cluster.kuberay import write_manifest  # noqa: PLC0415
+
+    folder = None if working_dir is None else Path(working_dir)
+    return write_manifest(as_job(job), image=image, volume=volume, pip=pip, working_dir=folder)
+
+
 def cluster(address: str | None = None) -> "Cluster":
     """A Ray cluster, whose jobs can be listed, followed, stopped and resumed.
 

@@ -55,6 +55,17 @@ def read_resources(
     help="Custom resources of the machine that the driver runs on: '{\"NAME\": 1}'.",
 )
 @click.option("-f", "--follow", is_flag=True, help="Show what the job prints until it ends.")
+@click.option(
+    "--manifest",
+    type=click.Choice(["kuberay"]),
+    help="Print a manifest for Kubernetes instead of submitting anything.",
+)
+@click.option("--image", help="With --manifest: container image; default: Ray's own.")
+@click.option(
+    "--volume",
+    metavar="CLAIM:PATH",
+    help="With --manifest: PersistentVolumeClaim that all pods mount at PATH.",
+)
 @json_option
 def command(
     job_file: str,
@@ -63,6 +74,9 @@ def command(
     out: str | None,
     address: str | None,
     follow: bool,
+    manifest: str | None,
+    image: str | None,
+    volume: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -73,6 +87,10 @@ def command(
     cluster is this machine alone, any path will do. The job goes on when this machine goes away.
     """
     job = load_job(job_file, gather_overrides(overrides, limit, out))
+    if manifest is not None:
+        kept = {name: options[name] for name in ("pip", "working_dir")}
+        click.echo(api.manifest(job, image=image, volume=volume, **kept), nl=False)
+        return
     submission = api.submit(job, address, **options)
     if as_json:
         print_json(

@@ -74,7 +74,8 @@ def write_bundle(
     data = apply_overrides(job.model_dump(mode="json"), [f"prompts.source={json.dumps(source)}"])
     job = build_job(data, f"job {job.name}")
     (folder / JOB_FILE).write_text(write_job(job), encoding="utf-8")
-    name = re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-") or "job"
+    # Kubernetes takes it for a name too: KubeRay's have 47 characters at most.
+    name = re.sub(r"[^a-z0-9]+", "-", job.name.lower())[:36].strip("-")
     return Bundle(job, f"{name}-{identity}", _key_names(job))
 
 
