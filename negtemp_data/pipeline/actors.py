@@ -8,12 +8,14 @@ import os
 import pickle
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import ray
 
+from negtemp_data.engine.adapter import resolve_adapter
+from negtemp_data.engine.catalogue import resolve_model
 from negtemp_data.engine.engine import Engine, EngineSpec
 from negtemp_data.errors import EngineDeadError, EngineStartError, NegtempError
 from negtemp_data.jobspec import Job
@@ -79,6 +81,19 @@ class Board:
         return self._tally
 
 
+def _on_this_machine(spec: EngineSpec, job: Job) -> EngineSpec:
+    """`spec` with the folders of this machine, which may be another than the driver's.
+
+    Raises:
+        ModelError: The model or its adapter can't be had here.
+    """
+    if not os.path.isdir(spec.model_path):
+        spec = replace(spec, model_path=resolve_model(job.generate.model).path)
+    if spec.lora_path is not None and not os.path.isdir(spec.lora_path):
+        spec = replace(spec, lora_path=resolve_adapter(str(job.generate.lora)).path)
+    return spec
+
+
 class GenerateShard:
     """A worker: one engine, and the shards that Ray Data hands it, several at a time."""
 
@@ -94,7 +109,7 @@ class GenerateShard:
             settings.output.logs.mkdir(parents=True, exist_ok=True)
             send_output_to(settings.output.logs / f"worker-{self._name}.log")
             self._check_restarts()
-            engine = Engine(settings.engine)
+            engine = Engine(_on_this_machine(settings.engine, settings.job))
             judge = job_judge(settings.job, engine, settings.judges)
             self._maker = ShardMaker(settings.job, engine, judge)
         except NegtempError as error:
