@@ -127,7 +127,8 @@ class Cluster:
                 bundle.id, job.name, bundle.job.output.path, __version__, dict(resources or {})
             )
             uv = uv_field(pip or self._variant(job))
-            id_ = self._start(ticket, len(earlier), Path(name), run_command(), uv)
+            settings = visibility.model_cache
+            id_ = self._start(ticket, len(earlier), Path(name), run_command(), uv, settings)
         return Submission(id_, self.address, ticket.output, bundle.keys)
 
     def jobs(self) -> list[JobState]:
@@ -204,11 +205,12 @@ class Cluster:
                 raise ClusterError(_running(state))
         with explained(self.address):
             details = self._client.get_job_info(job_id)
-        uv = (details.runtime_env or {}).get("uv")
+        runtime_env = details.runtime_env or {}
         with tempfile.TemporaryDirectory(prefix="negtemp-") as name:
             write_code(Path(name), working_dir)
             command = resume_command(ticket.output)
-            id_ = self._start(ticket, len(earlier), Path(name), command, uv)
+            uv, settings = runtime_env.get("uv"), runtime_env.get("env_vars", {})
+            id_ = self._start(ticket, len(earlier), Path(name), command, uv, settings)
         return Submission(id_, self.address, ticket.output)
 
     def _attempts(self, base: str) -> list[JobState]:
@@ -222,11 +224,17 @@ class Cluster:
         return "gpu" if gpus else "cpu"
 
     def _start(
-        self, ticket: Ticket, n_earlier: int, folder: Path, command: str, uv: Any | None
+        self,
+        ticket: Ticket,
+        n_earlier: int,
+        folder: Path,
+        command: str,
+        uv: Any | None,
+        settings: Mapping[str, str],
     ) -> str:
         runtime_env: dict[str, Any] = {
             "working_dir": str(folder),
-            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)},
+            "env_vars": {**settings, "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)},
         }
         if uv is not None:
             runtime_env["uv"] = uv

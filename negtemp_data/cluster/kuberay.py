@@ -52,11 +52,11 @@ def write_manifest(
     """
     claim, mount_path = _split_volume(volume)
     variant = pip or ("cpu" if job.generate.gpus_per_replica == 0 else "gpu")
-    shared = (Path(mount_path),) if mount_path else ()
+    visibility = Visibility(False, (Path(mount_path),) if mount_path else ())
     with tempfile.TemporaryDirectory(prefix="negtemp-") as name:
         folder = Path(name, "bundle")
         folder.mkdir()
-        bundle = write_bundle(job, folder, Visibility(False, shared), working_dir)
+        bundle = write_bundle(job, folder, visibility, working_dir)
         archive = Path(shutil.make_archive(f"{name}/bundle", "zip", folder))
         data = base64.b64encode(archive.read_bytes()).decode()
     if len(data) > MAX_CONFIG_MAP_BYTES:
@@ -67,7 +67,11 @@ def write_manifest(
         )
     pods, gpus = _worker_pods(job, has_gpus=variant != "cpu")
     uv = uv_field(variant)
-    runtime_env = {"working_dir": f"{_BUNDLE_FOLDER}/bundle.zip"} | ({"uv": uv} if uv else {})
+    runtime_env = {
+        "working_dir": f"{_BUNDLE_FOLDER}/bundle.zip",
+        "env_vars": visibility.model_cache,
+        **({"uv": uv} if uv else {}),
+    }
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )

@@ -35,6 +35,17 @@ class Visibility:
         """Whether the cluster finds at `path`, which is absolute, what this machine finds there."""
         return self.is_this_machine or any(path.is_relative_to(folder) for folder in self.shared)
 
+    @property
+    def model_cache(self) -> dict[str, str]:
+        """Environment that keeps models on the first shared folder: one download for all machines.
+
+        Empty where nothing is shared, so that each machine keeps its own.
+        """
+        if not self.shared:
+            return {}
+        folder = self.shared[0] / "negtemp-cache"
+        return {"NEGTEMP_CACHE": str(folder), "HF_HUB_CACHE": str(folder / "hub")}
+
     def require(self, path: Path, field: str) -> None:
         """Refuses a path that the cluster can't see.
 
