@@ -95,20 +95,25 @@ def describe(progress: Progress) -> str:
     return " · ".join(parts)
 
 
-def arms_table(totals: Totals, distinct: Mapping[str, float | None] | None = None) -> Table:
-    """Counts by arm; `distinct` adds a column of distinct-2."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("arm", no_wrap=True)
+def arms_table(
+    totals: Totals, width: int, distinct: Mapping[str, float | None] | None = None
+) -> Table:
+    """Counts by arm: a line each, or a column each where lines would not fit.
+
+    Args:
+        totals: The counts.
+        width: Columns that there are.
+        distinct: distinct-2 of each arm; None: not shown.
+    """
     # Where no attempt but the first was made the two are the same.
     retried = totals.overall.accepted_at_once < totals.overall.accepted
-    headers = ["samples", "accepted", *["at once"] * retried, "rejected", "failed"]
+    headers = ["arm", "samples", "accepted", *["at once"] * retried, "rejected", "failed"]
     headers += [*["to do"] * bool(totals.overall.not_done), "score", "injections"]
     if distinct is not None:
         headers.append("distinct-2")
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True)
+    lines = [headers]
     for arm, rows in totals.arms.items():
-        cells = [str(rows.planned), str(rows.accepted)]
+        cells = [arm, str(rows.planned), str(rows.accepted)]
         if retried:
             cells.append(str(rows.accepted_at_once))
         cells += [str(rows.rejected), str(rows.failed)]
@@ -117,7 +122,16 @@ def arms_table(totals: Totals, distinct: Mapping[str, float | None] | None = Non
         cells += [_number(rows.mean_score, 2), str(rows.injections)]
         if distinct is not None:
             cells.append(_number(distinct.get(arm), 3))
-        table.add_row(arm, *cells)
+        lines.append(cells)
+    columns = list(zip(*lines, strict=True))
+    needed = sum(max(map(len, column)) + 2 for column in columns) - 2
+    if needed > width:
+        lines = [list(column) for column in columns]
+    table = Table(box=None, pad_edge=False)
+    for index, header in enumerate(lines[0]):
+        table.add_column(header, justify="right" if index else "left", no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*line)
     return table
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from negtemp_data import api
+from negtemp_data.cli.groups import SuggestingGroup
 from negtemp_data.cli.options import json_option, print_json
 
 if TYPE_CHECKING:
@@ -35,9 +36,7 @@ def job_id_argument(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("job_id", metavar="ID")(address_option(function))
 
 
-@click.group(
-    epilog="Example:  negtemp jobs list --address http://HOST:8265",
-)
+@click.group(cls=SuggestingGroup, epilog="Example:  negtemp jobs list --address http://HOST:8265")
 def command() -> None:
     """List, follow, stop and resume the jobs that `negtemp submit` has started."""
 

@@ -160,7 +160,7 @@ def _show_end(job: Job, output: Any, result: Any) -> None:
     for arm in result.totals.arms:
         rows = islice(read_rows(output, arm=arm), _ROWS_FOR_DISTINCT)
         distinct[arm] = distinct_n(row["token_ids"] or () for row in rows)
-    console.print(arms_table(result.totals, distinct))
+    console.print(arms_table(result.totals, console.width, distinct))
     if result.seconds:
         tokens = result.generated.generated_tokens
         console.print(

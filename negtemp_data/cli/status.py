@@ -26,7 +26,7 @@ def command(out: str, as_json: bool) -> None:
     console = Console(highlight=False)
     of_planned = "" if status.planned_shards is None else f" of {status.planned_shards}"
     console.print(f"{totals.shards}{of_planned} shards, {totals.generated_tokens} tokens")
-    console.print(arms_table(totals))
+    console.print(arms_table(totals, console.width))
     if status.is_running:
         console.print("A run is writing here.")
     elif totals.overall.not_done:
