@@ -103,22 +103,19 @@ class RayCluster:
                 self.kill(process)
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
-        log = open(f"{self.folder}/start.log", "ab")  # noqa: SIM115
-        process = subprocess.Popen(
-            [
-                self._ray,
-                "start",
-                "--block",
-                "--node-ip-address=127.0.0.1",
-                "--object-store-memory=100000000",
-                "--disable-usage-stats",
-                *options,
-            ],
-            env=self.environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        command = [
+            self._ray,
+            "start",
+            "--block",
+            "--node-ip-address=127.0.0.1",
+            "--object-store-memory=100000000",
+            "--disable-usage-stats",
+            *options,
+        ]
+        with open(f"{self.folder}/start.log", "ab") as log:
+            process = subprocess.Popen(
+                command, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
         self._processes.append(process)
         return process
 

@@ -57,5 +57,8 @@ def print_json(data: Any) -> None:
 
 def short_path(path: str | os.PathLike[str]) -> str:
     """A path as a person would type it: relative, unless that leads up and away."""
-    relative = os.path.relpath(path)
+    try:
+        relative = os.path.relpath(path)
+    except FileNotFoundError:  # Ray deletes a job's working directory while the driver still ends
+        return os.fspath(path)
     return os.path.abspath(path) if relative.startswith("..") else relative
