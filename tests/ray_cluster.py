@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -97,10 +98,11 @@ class RayCluster:
         process.wait()
 
     def close(self) -> None:
-        """Ends everything, the head last."""
+        """Ends everything, the head last, and removes its files."""
         for process in reversed(self._processes):
             if process.poll() is None:
                 self.kill(process)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
         command = [

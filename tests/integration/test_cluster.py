@@ -1,13 +1,17 @@
 """Jobs on a real Ray cluster: submitted, followed, stopped, resumed, and every row made once."""
 
+import base64
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from ray_cluster import RayCluster
 
@@ -166,6 +170,37 @@ def test_a_job_that_fails_passes_its_exit_code_on(cluster, job):
     )  # fmt: skip
     assert failing.returncode == 2, failing.stdout + failing.stderr
     assert "max_model_len" in failing.stdout
+
+
+def test_the_manifests_command_runs_on_its_bundle_as_it_stands(cluster, job, tmp_path):
+    out = tmp_path / "out"
+    printed = negtemp(
+        cluster, "submit", str(job), "--manifest", "kuberay", "--pip", "none",
+        "--volume", f"claim:{tmp_path.parent.parent}", "--limit", "2",
+    )  # fmt: skip
+    assert printed.returncode == 0, printed.stderr
+    config_map, ray_job = YAML(typ="safe", pure=True).load_all(printed.stdout)
+    # What KubeRay's submitter does, in whose container the ConfigMap is mounted.
+    mounted = tmp_path / "bundle.zip"
+    mounted.write_bytes(base64.b64decode(config_map["binaryData"]["bundle.zip"]))
+    runtime_env = json.loads(ray_job["spec"]["runtimeEnvYAML"]) | {"working_dir": str(mounted)}
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "ray"), "job", "submit",
+            "--runtime-env-json", json.dumps(runtime_env),
+            "--submission-id", ray_job["metadata"]["name"],
+            "--", *shlex.split(ray_job["spec"]["entrypoint"]),
+        ],
+        env=cluster.environment | {"RAY_API_SERVER_ADDRESS": cluster.address},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    checked = negtemp(cluster, "check", str(out), "--json")
+    report = json.loads(checked.stdout)
+    assert (report["planned"], report["not_done"]) == (8, 0)
 
 
 @pytest.mark.slow
