@@ -31,6 +31,9 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
         click.option(
+            "-v", "--verbose", is_flag=True, help="Print a line of progress every two seconds."
+        ),
+        click.option(
             "--max-failed",
             type=click.FloatRange(0, 1),
             default=0.01,
@@ -87,6 +90,7 @@ def execute(
     address: str | None,
     max_failed: float,
     quiet: bool,
+    verbose: bool,
     as_json: bool,
 ) -> None:
     """Runs, shows progress, prints the end, and exits with the run's code.
@@ -98,6 +102,7 @@ def execute(
         address: The Ray cluster; None: one of its own.
         max_failed: Share of failed rows above which the command exits with 3.
         quiet: Print nothing but errors.
+        verbose: Print lines of progress, many of them, on terminals too.
         as_json: Print the end as JSON.
     """
     from negtemp_data.cli.display import RunDisplay  # noqa: PLC0415
@@ -107,7 +112,7 @@ def execute(
     output = Output(out)
     # A duplicate, because the run sends what Ray and vLLM print to a file.
     with os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8") as screen:
-        display = RunDisplay(screen, quiet or as_json)
+        display = RunDisplay(screen, quiet or as_json, verbose)
         try:
             result = start(address=address, reporter=display)
         except KeyboardInterrupt:

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pexpect
@@ -11,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from negtemp_data.cli.display import arms_table
+from negtemp_data.cli.display import RunDisplay, arms_table
 from negtemp_data.cli.main import negtemp
+from negtemp_data.pipeline.progress import Progress, RowCounts
 from negtemp_data.storage import Totals
 from negtemp_data.storage.summary import ArmTotals
 
@@ -66,6 +68,23 @@ def test_counts_stand_in_columns_where_lines_do_not_fit() -> None:
         text = console.export_text()
         assert "…" not in text
         assert {"accepted", "injections", "distinct-2", "400", "0.500"} <= set(text.split())
+
+
+@pytest.mark.parametrize(
+    ("quiet", "verbose", "n_lines"), [(False, False, 1), (False, True, 3), (True, True, 0)]
+)
+def test_progress_on_a_pipe_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, quiet: bool, verbose: bool, n_lines: int
+) -> None:
+    screen = io.StringIO()
+    display = RunDisplay(screen, quiet, verbose)
+    for now in (1000.0, 1003.0, 1003.5, 1006.0):
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
+        display.progress(Progress(100, 5, 1, 0, RowCounts(accepted=10, tokens=99), 10.0))
+    display.close()
+    lines = screen.getvalue().splitlines()
+    assert len(lines) == n_lines
+    assert all(line.startswith("10/100 rows") and ESCAPE not in line for line in lines)
 
 
 def test_a_shell_completes_commands_and_options() -> None:
