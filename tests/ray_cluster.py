@@ -89,8 +89,16 @@ class RayCluster:
             summary = json.load(reply)["data"]["summary"]
         return sum(node["raylet"]["state"] == "ALIVE" for node in summary)
 
-    def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """Kills a raylet with all that runs under it, as a machine that loses power."""
+    def lose(self, process: subprocess.Popen[bytes]) -> None:
+        """Kills a raylet with all that runs under it; returns when the cluster has noticed."""
+        n_before = self.n_nodes()
+        self._kill(process)
+        end = time.monotonic() + DEADLINE_S
+        while self.n_nodes() >= n_before:
+            assert time.monotonic() < end, "the cluster did not notice in time"
+            time.sleep(0.5)
+
+    def _kill(self, process: subprocess.Popen[bytes]) -> None:
         parent = psutil.Process(process.pid)
         for each in [*parent.children(recursive=True), parent]:
             with suppress(psutil.NoSuchProcess):
@@ -101,7 +109,7 @@ class RayCluster:
         """Ends everything, the head last, and removes its files."""
         for process in reversed(self._processes):
             if process.poll() is None:
-                self.kill(process)
+                self._kill(process)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:

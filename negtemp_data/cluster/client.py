@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from negtemp_data.errors import ClusterError, quote
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """What Ray takes where nothing is given."""
 
+_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _TIMEOUT_S = 60.0
 
 
@@ -47,8 +48,8 @@ class JobsClient(JobSubmissionClient):
             ClusterError: The address is no dashboard's, or nobody answers there.
         """
         logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
-        where = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
-        with explained(where):
+        where = address or next((os.environ[name] for name in _ADDRESSES if name in os.environ), "")
+        with explained(where), _without_addresses() if address else nullcontext():
             super().__init__(address, headers=_headers())
 
     @property
@@ -102,6 +103,19 @@ def _headers() -> dict[str, Any] | None:
     if not isinstance(headers, dict):
         raise ClusterError('RAY_JOB_HEADERS: has to be a JSON object such as {"KEY": "VALUE"}.')
     return headers
+
+
+@contextmanager
+def _without_addresses() -> Iterator[None]:
+    """Hides the variables that Ray would take in place of the address that it is given.
+
+    Source: ray 2.60, dashboard/utils.py, get_address_for_submission_client.
+    """
+    hidden = {name: os.environ.pop(name) for name in _ADDRESSES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @contextmanager

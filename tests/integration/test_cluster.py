@@ -32,7 +32,7 @@ schedules:
     inject: [{{when: {{every: 8}}, temperature: -1.0}}]
 output: {{path: {out}, shard_rows: 8}}
 """
-N_PROMPTS, N_SHARDS = 32, 16
+N_PROMPTS, N_SHARDS = 64, 32
 DEADLINE_S = 240
 
 
@@ -109,28 +109,24 @@ def test_a_job_is_followed_stopped_and_resumed(cluster, job, tmp_path):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
+    again = negtemp(cluster, "submit", str(job), "--pip", "none")
+    assert again.returncode == 2
+    assert f"{job_id} is " in again.stderr and " already; follow it with" in again.stderr
+    refused = negtemp(cluster, "jobs", "resume", job_id)
+    assert refused.returncode == 2 and " already; follow it with" in refused.stderr
     (tmp_path / "prompts.jsonl").rename(tmp_path / "gone.jsonl")  # what travels is enough
-    wait_for_shards(cluster, job_id, out, 2)
+    wait_for_shards(cluster, job_id, out, 1)
     follower.send_signal(signal.SIGINT)
     printed, said = follower.communicate(timeout=60)
     assert follower.returncode == 130
     assert "starting Ray and the engine" in printed
     assert f"{job_id} goes on" in said
-    assert state_of(cluster, job_id)["status"] == "RUNNING"
-
-    (tmp_path / "gone.jsonl").rename(tmp_path / "prompts.jsonl")
-    again = negtemp(cluster, "submit", str(job), "--pip", "none")
-    assert again.returncode == 2
-    assert f"{job_id} is running already" in again.stderr
-    refused = negtemp(cluster, "jobs", "resume", job_id)
-    assert refused.returncode == 2 and "is running already" in refused.stderr
-
     stopped = negtemp(cluster, "jobs", "stop", job_id)
     assert f"{job_id}: STOPPED" in stopped.stdout, stopped.stderr
     printed = negtemp(cluster, "jobs", "logs", job_id).stdout
     assert "negtemp resume" in printed  # the driver has left by itself
     before = {path.name: path.read_bytes() for path in out.glob("shard-*.arrow")}
-    assert 2 <= len(before) < N_SHARDS
+    assert 1 <= len(before) < N_SHARDS
 
     resumed = negtemp(cluster, "jobs", "resume", job_id, "--follow")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
@@ -142,6 +138,7 @@ def test_a_job_is_followed_stopped_and_resumed(cluster, job, tmp_path):
         "STOPPED",
         "SUCCEEDED",
     ]
+    (tmp_path / "gone.jsonl").rename(tmp_path / "prompts.jsonl")
     done = negtemp(cluster, "submit", str(job), "--pip", "none")
     assert done.returncode == 2 and "has made this data set already" in done.stderr
 
@@ -166,10 +163,10 @@ def test_what_the_cluster_can_not_do_is_refused_before_anything_starts(cluster, 
 def test_a_job_that_fails_passes_its_exit_code_on(cluster, job):
     failing = negtemp(
         cluster, "submit", str(job), "--pip", "none", "--follow",
-        "--set", "generate.engine.max_model_len=-5",
+        "--set", "generate.engine.seed=1",
     )  # fmt: skip
     assert failing.returncode == 2, failing.stdout + failing.stderr
-    assert "max_model_len" in failing.stdout
+    assert "generate.engine.seed" in failing.stdout
 
 
 def test_the_manifests_command_runs_on_its_bundle_as_it_stands(cluster, job, tmp_path):
@@ -209,7 +206,7 @@ def test_a_driver_whose_machine_dies_is_resumed(cluster, job, tmp_path):
     machine = cluster.add_raylet("--num-cpus=1", '--resources={"driver": 1}')
     job_id = submit(cluster, job, "--entrypoint-resources", '{"driver": 1}')
     wait_for_shards(cluster, job_id, out, 2)
-    cluster.kill(machine)
+    cluster.lose(machine)
     end = time.monotonic() + DEADLINE_S
     while (state := state_of(cluster, job_id))["status"] == "RUNNING":
         assert time.monotonic() < end, state
