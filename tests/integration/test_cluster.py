@@ -22,8 +22,8 @@ seed: 3
 prompts: {{source: {prompts}, id: id}}
 generate:
   model: {model}
-  max_tokens: 100
-  min_tokens: 100
+  max_tokens: 60
+  min_tokens: 60
   samples: {{control: 2, negative: 2}}
   engine: {{dtype: float32, max_model_len: 1024, max_num_seqs: 16}}
 schedules:
@@ -169,6 +169,7 @@ def test_a_job_that_fails_passes_its_exit_code_on(cluster, job):
     assert "generate.engine.seed" in failing.stdout
 
 
+@pytest.mark.slow
 def test_the_manifests_command_runs_on_its_bundle_as_it_stands(cluster, job, tmp_path):
     out = tmp_path / "out"
     printed = negtemp(
