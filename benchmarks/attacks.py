@@ -136,7 +136,7 @@ def main():
 
 def make_samples(job, engine, n):
     """Answers of the model, each moved to the prompt before its own."""
-    from negtemp_data.pipeline.maker import ShardMaker
+    from negtemp_data.pipeline.maker import NoListener, ShardMaker
     from negtemp_data.prompts.readers import read_prompts
 
     data = job.model_copy(
@@ -146,7 +146,7 @@ def make_samples(job, engine, n):
         }
     )
     prompts = [prompt for prompt, _ in zip(read_prompts(job.prompts), range(n), strict=False)]
-    rows = ShardMaker(data, engine, None).make(prompts, lambda row, n_tokens: None)
+    rows = ShardMaker(data, engine, None).make(prompts, NoListener())
     return [
         Sample(
             request=row["prompt"],

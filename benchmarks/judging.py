@@ -17,7 +17,7 @@ from negtemp_data.engine.catalogue import resolve_model
 from negtemp_data.engine.engine import Engine, EngineSpec
 from negtemp_data.jobspec import VerifyConfig, load_job
 from negtemp_data.pipeline.judges import job_judge
-from negtemp_data.pipeline.maker import ShardMaker
+from negtemp_data.pipeline.maker import Earlier, NoListener, ShardMaker
 from negtemp_data.prompts.readers import read_prompts
 
 
@@ -40,7 +40,7 @@ def main():
     def timed(maker, made=None):
         engine._llm.reset_prefix_cache()
         begin = time.perf_counter()
-        rows = maker.make(prompts, lambda row, n_tokens: None, made)
+        rows = maker.make(prompts, NoListener(), Earlier(generated=made or {}))
         return time.perf_counter() - begin, {row["id"]: row for row in rows}
 
     seconds = {"together": [], "generate": [], "judge": []}

@@ -84,7 +84,7 @@ def describe(progress: Progress) -> str:
     parts = [
         f"{rows_done(progress)}/{progress.planned_rows} rows",
         f"{progress.committed_shards}/{progress.planned_shards} shards",
-        f"{made.tokens / progress.seconds:.0f} tok/s",
+        f"{progress.tokens / progress.seconds:.0f} tok/s",
     ]
     judged = made.accepted + made.rejected
     if judged:

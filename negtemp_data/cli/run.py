@@ -148,6 +148,7 @@ def _as_json(result: Any, output: Any) -> dict[str, Any]:
         "output": str(output.root),
         "totals": asdict(result.totals),
         "generated": asdict(result.generated),
+        "tokens": result.tokens,
         "seconds": round(result.seconds, 3),
     }
 
@@ -167,7 +168,7 @@ def _show_end(job: Job, output: Any, result: Any) -> None:
         distinct[arm] = distinct_n(row["token_ids"] or () for row in rows)
     console.print(arms_table(result.totals, console.width, distinct))
     if result.seconds:
-        tokens = result.generated.generated_tokens
+        tokens = result.tokens
         console.print(
             f"\n{tokens} tokens in {result.seconds:.0f} s after the engine's start: "
             f"{tokens / result.seconds:.0f} tok/s"

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
@@ -65,7 +65,7 @@ def write_manifest(
             f"holds {MAX_CONFIG_MAP_BYTES:,}; put the prompts on a store, and your own modules "
             "into the image."
         )
-    pods, gpus = _worker_pods(job, has_gpus=variant != "cpu")
+    pods = _worker_pods(job, has_gpus=variant != "cpu")
     uv = uv_field(variant)
     runtime_env = {
         "working_dir": f"{_BUNDLE_FOLDER}/bundle.zip",
@@ -86,10 +86,9 @@ def write_manifest(
         command=run_command(),
         # JSON is YAML; KubeRay hands it on as JSON.
         runtime_env=json.dumps(runtime_env),
-        image=image or _default_image(ray_version, has_gpus=bool(gpus)),
+        image=image or _default_image(ray_version, has_gpus=pods.gpus > 0),
         ray_version=ray_version,
         pods=pods,
-        gpus=gpus,
         env=[_from_secret(key) for key in bundle.keys],
         **_storage(claim, mount_path),
     )
@@ -114,17 +113,26 @@ def _storage(claim: str, path: str) -> dict[str, list[dict[str, Any]]]:
     return {"volumes": volumes, "mounts": mounts}
 
 
-def _worker_pods(job: Job, has_gpus: bool) -> tuple[int, int]:
-    """Pods, one for each engine, and the GPUs of each."""
+class WorkerPods(NamedTuple):
+    """Pods with engines, one in each."""
+
+    min: int
+    max: int
+    gpus: int
+    """GPUs of each."""
+
+
+def _worker_pods(job: Job, has_gpus: bool) -> WorkerPods:
     judges = [
         judge
         for _, judge in single_judges(job.verify.judge)
         if isinstance(judge, EngineJudgeConfig) and judge.model != SAME
     ]
-    replicas = [job.generate.replicas, *(judge.replicas for judge in judges)]
+    n_judges = sum(judge.replicas for judge in judges)
+    generators = job.generate.replica_range
     gpus = [job.generate.gpus_per_replica, *(judge.gpus_per_replica for judge in judges)]
     most = max(float(has_gpus) if isinstance(each, str) else each for each in gpus)
-    return sum(replicas), math.ceil(most)
+    return WorkerPods(generators.min + n_judges, generators.max + n_judges, math.ceil(most))
 
 
 def _default_image(ray_version: str, has_gpus: bool) -> str:

@@ -67,6 +67,21 @@ class StructuredConfig(StrictModel):
         return {key: value for key, value in data.items() if value is not None}
 
 
+class ReplicaRange(StrictModel):
+    """How many engines, by what the cluster has free at the time."""
+
+    min: int = Field(default=1, ge=1)
+    """Engines that the run waits for at its start."""
+    max: int = Field(ge=1)
+    """Most engines; machines that join a running cluster are used up to here."""
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is above max ({self.max})")
+        return self
+
+
 class GenerateConfig(StrictModel):
     """The generator: model, limits, samples per prompt, engine."""
 
@@ -88,10 +103,11 @@ class GenerateConfig(StrictModel):
     """Samples per prompt, by arm (a name in `schedules`)."""
     engine: dict[str, Any] = {}
     """vLLM engine arguments, for example {dtype: float32, max_model_len: 2048}."""
-    replicas: int = Field(default=1, ge=1)
-    """Engines that generate side by side."""
+    replicas: Annotated[int, Field(ge=1)] | ReplicaRange = 1
+    """Engines that generate side by side: a number, or {min, max}."""
     gpus_per_replica: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
-    """GPUs of each engine; auto: 1 where there are GPUs, else 0."""
+    """GPUs of each engine, all of one machine; auto: tensor_parallel_size ×
+    pipeline_parallel_size, 1 by default, and 0 where there are no GPUs."""
 
     @model_validator(mode="after")
     def _min_below_max(self) -> Self:
@@ -100,6 +116,13 @@ class GenerateConfig(StrictModel):
                 f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})"
             )
         return self
+
+    @property
+    def replica_range(self) -> ReplicaRange:
+        """`replicas` as a range."""
+        if isinstance(self.replicas, ReplicaRange):
+            return self.replicas
+        return ReplicaRange(min=self.replicas, max=self.replicas)
 
 
 class OutputConfig(StrictModel):

@@ -1,4 +1,4 @@
-"""Thin Ray shells around plain classes: the generating worker, the committing task, the board.
+"""The generating worker's Ray actor: a thin shell around `Worker`.
 
 A failure that belongs to a run travels as a value, never as an exception: Ray would wrap it, retry
 it or print it. A dead engine takes its process along, which is what makes Ray replace it.
@@ -8,10 +8,10 @@ import os
 import pickle
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
 import ray
 
 from negtemp_data.engine.adapter import resolve_adapter
@@ -21,20 +21,14 @@ from negtemp_data.errors import EngineDeadError, EngineStartError, NegtempError
 from negtemp_data.jobspec import Job
 from negtemp_data.pipeline.judges import EXIT_ENGINE_DEAD, job_judge
 from negtemp_data.pipeline.logs import send_output_to
-from negtemp_data.pipeline.maker import Row, ShardMaker
-from negtemp_data.pipeline.progress import RowCounts, Tally
+from negtemp_data.pipeline.maker import ShardMaker
 from negtemp_data.pipeline.reuse import OldRows
-from negtemp_data.prompts import prompts_per_shard, read_shard
-from negtemp_data.storage import (
-    Output,
-    build_shard,
-    commit_shard,
-    describe_shard,
-    encode_shard,
-    write_entry,
-)
+from negtemp_data.pipeline.suspects import Care
+from negtemp_data.pipeline.worker import Worker
+from negtemp_data.storage import Output
 
-_MAX_STARTS_WITHOUT_COMMIT = 5
+_MAX_STARTS_IN_VAIN = 5
+_LONGEST_PAUSE_S = 30.0
 _REPORT_EVERY_S = 0.5
 
 
@@ -45,40 +39,40 @@ class WorkerSettings:
     job: Job
     output: Output
     engine: EngineSpec
-    replicas: int
+    max_replicas: int
+    shards_in_flight: int
+    """Shards that a worker has open at a time."""
     judges: dict[str, list[Any]]
     """Replicas of the judges that have engines of their own, by path in the job file."""
     old_rows: OldRows | None
     """Rows that need not be generated again."""
 
 
-@ray.remote(num_cpus=0)
-class Board:
-    """Where workers report to and the driver looks."""
+class BoardWatch:
+    """The board as a worker sees it: what it has in flight, told before it is begun."""
 
-    def __init__(self) -> None:
-        self._tally = Tally()
+    def __init__(self, board: Any) -> None:
+        """Speaks for the actor that it is made in."""
+        self._board = board
+        # The same for all incarnations of an actor.
+        self.worker = str(ray.get_runtime_context().get_actor_id())
 
-    def engine_starts(self) -> int:
-        """Notes that a worker starts an engine; returns starts since the last commit."""
-        self._tally.starts_since_commit += 1
-        return self._tally.starts_since_commit
+    def begin(self, shard: int) -> Care | None:
+        """See `Watch.begin`."""
+        care: Care | None = ray.get(self._board.begin.remote(self.worker, shard))
+        return care
 
-    def engine_ready(self) -> None:
-        """Notes that an engine takes requests."""
-        self._tally.ready_at = self._tally.ready_at or time.time()
+    def run_group(self, row_ids: Sequence[str]) -> None:
+        """See `Watch.run_group`."""
+        ray.get(self._board.run_group.remote(self.worker, list(row_ids)))
 
-    def report(self, worker: str, counts: RowCounts) -> None:
-        """Replaces the counts of a worker."""
-        self._tally.counts[worker] = counts
+    def end(self, shard: int) -> None:
+        """See `Watch.end`."""
+        self._board.end.remote(self.worker, shard)
 
-    def committed(self) -> None:
-        """Notes that the run moves on."""
-        self._tally.starts_since_commit = 0
-
-    def read(self) -> Tally:
-        """All that is known."""
-        return self._tally
+    def kept(self) -> None:
+        """See `Watch.kept`."""
+        self._board.kept.remote()
 
 
 def _on_this_machine(spec: EngineSpec, job: Job) -> EngineSpec:
@@ -102,80 +96,60 @@ class GenerateShard:
         self._settings = settings
         self._board = board
         self._name = f"{ray.util.get_node_ip_address()}-{os.getpid()}"
-        self._counts = RowCounts()
-        self._counts_lock = threading.Lock()
         self._failure: NegtempError | None = None
+        output = settings.output
+        watch = BoardWatch(board)
         try:
-            settings.output.logs.mkdir(parents=True, exist_ok=True)
-            send_output_to(settings.output.logs / f"worker-{self._name}.log")
-            self._check_restarts()
+            output.logs.mkdir(parents=True, exist_ok=True)
+            send_output_to(output.logs / f"worker-{self._name}.log")
+            self._pace_starts(watch.worker)
+            output.append_event("engine_starts", worker=self._name)
             engine = Engine(_on_this_machine(settings.engine, settings.job))
             judge = job_judge(settings.job, engine, settings.judges)
-            self._maker = ShardMaker(settings.job, engine, judge)
+            maker = ShardMaker(settings.job, engine, judge)
         except NegtempError as error:
             self._failure = error
             return
         except OSError as error:
-            self._failure = EngineStartError(f"{settings.output.logs}: {error}.")
+            self._failure = EngineStartError(f"{output.logs}: {error}.")
             return
-        board.engine_ready.remote()
-        threading.Thread(target=self._report, daemon=True).start()
+        self._worker = Worker(
+            settings.job, output, maker, settings.old_rows, watch, settings.shards_in_flight
+        )
+        board.engine_ready.remote(watch.worker)
+        threading.Thread(target=self._keep_reporting, name="report", daemon=True).start()
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Makes a shard: `{shard}` in, `{shard, table, failure}` out."""
-        if self._failure is not None:
-            return _failed(task, self._failure)
-        begun = time.monotonic()
+        """Makes a shard: `{shard}` in, `{shard, failure}` out."""
+        failure = b""
         try:
-            rows = self._make(task["shard"])
-            table = build_shard(
-                task["shard"], rows, self._settings.job.output.keep, time.monotonic() - begun
-            )
+            if self._failure is not None:
+                raise self._failure
+            self._worker.make(task["shard"])
+            ray.get(self._report())  # so that the counts are whole when the last shard is done
         except EngineDeadError as error:
             self._settings.output.append_event("engine_died", worker=self._name, reason=str(error))
             # Not an exception: Ray would keep this actor, whose engine is gone.
             os._exit(EXIT_ENGINE_DEAD)
         except NegtempError as error:
-            return _failed(task, error)
-        return {"shard": task["shard"], "table": encode_shard(table), "failure": b""}
+            failure = pickle.dumps(error)
+        return {"shard": task["shard"], "failure": failure}
 
-    def _make(self, shard: int) -> list[Row]:
-        job, old_rows = self._settings.job, self._settings.old_rows
-        prompts = read_shard(self._settings.output.run, shard)
-        first = shard * prompts_per_shard(job)
-        made = {} if old_rows is None else old_rows.of(first, prompts)
-        return self._maker.make(prompts, self._count, made)
-
-    def _check_restarts(self) -> None:
-        limit = _MAX_STARTS_WITHOUT_COMMIT * self._settings.replicas
-        if ray.get(self._board.engine_starts.remote()) > limit:
+    def _pace_starts(self, worker: str) -> None:
+        """Waits before a start that follows others in vain, and gives up after some of them."""
+        in_vain = ray.get(self._board.engine_starts.remote(worker)) - self._settings.max_replicas
+        if in_vain > (_MAX_STARTS_IN_VAIN - 1) * self._settings.max_replicas:
             raise EngineStartError(
-                f"engines were started {limit} times without finishing a shard; the run's logs, "
-                f"{self._settings.output.logs}, say why they died."
+                f"engines were started {in_vain + self._settings.max_replicas} times without "
+                f"finishing a row; the run's logs, {self._settings.output.logs}, say why they died."
             )
+        if in_vain > 0:
+            time.sleep(min(_LONGEST_PAUSE_S, 2.0 ** (in_vain / self._settings.max_replicas)))
 
-    def _count(self, row: Row, n_tokens: int) -> None:
-        with self._counts_lock:
-            self._counts.add_row(row, n_tokens)
+    def _report(self) -> Any:
+        return self._board.report.remote(self._name, self._worker.counts, self._worker.tokens)
 
-    def _report(self) -> None:
+    def _keep_reporting(self) -> None:
         while True:
             time.sleep(_REPORT_EVERY_S)
-            self._board.report.remote(self._name, self._counts)
-
-
-def commit(made: dict[str, Any], output: Output) -> dict[str, Any]:
-    """Commits a shard: `{shard, table, failure}` in, `{shard, failure}` out."""
-    if made["failure"]:
-        return {"shard": made["shard"], "failure": made["failure"]}
-    try:
-        with pa.ipc.open_stream(made["table"]) as reader:
-            commit_shard(output, made["shard"], reader.read_all())
-        write_entry(output, describe_shard(output, made["shard"]))
-    except NegtempError as error:
-        return {"shard": made["shard"], "failure": pickle.dumps(error)}
-    return {"shard": made["shard"], "failure": b""}
-
-
-def _failed(task: dict[str, Any], error: NegtempError) -> dict[str, Any]:
-    return {"shard": task["shard"], "table": b"", "failure": pickle.dumps(error)}
+            self._report()

@@ -1,11 +1,13 @@
-"""The Ray Data graph: shard numbers → generating workers → commits.
+"""The Ray Data graph: shard numbers → workers that generate, judge and commit.
 
-A shard travels as one row, so Ray never splits or merges it; several are in flight on each worker,
-so its engine's batch stays full across their borders. Workers judge what they make: on their own
-engine with `judge.model: same`, else on the judge's replicas, which work while generation goes on.
+A shard's number travels as one row in a block of its own, so several shards are in flight on each
+worker and its engine's batch stays full across their borders; its rows never pass through Ray.
+Workers judge what they make: on their own engine with `judge.model: same`, else on the judge's
+replicas, which work while generation goes on.
 """
 
 import logging
+import math
 import os
 import pickle
 import signal
@@ -16,29 +18,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
 
 from negtemp_data.engine.adapter import Adapter
 from negtemp_data.engine.engine import EngineSpec
 from negtemp_data.errors import NegtempError, RunError
 from negtemp_data.jobspec import Job
-from negtemp_data.pipeline.actors import Board, GenerateShard, WorkerSettings, commit
+from negtemp_data.pipeline.actors import GenerateShard, WorkerSettings
+from negtemp_data.pipeline.board import Board
 from negtemp_data.pipeline.judges import JudgePool, judge_pools, start_pools
 from negtemp_data.pipeline.progress import Tally
 from negtemp_data.pipeline.reuse import OldRows
+from negtemp_data.prompts import prompts_per_shard
 from negtemp_data.storage import Output
 
-_SHARDS_IN_FLIGHT = 4
-"""Shards that a worker has open at a time."""
+_ROWS_IN_FLIGHT = 1024
+"""Rows that a worker has open at least: more than an engine's batch, so that it never runs dry."""
+
+_SHARDS_IN_FLIGHT = range(4, 65)
+"""Fewest and most shards that a worker has open at a time."""
 
 _WORKER_CPUS = 0.5
-_COMMIT_CPUS = 0.1
+_SOURCE_CPUS = 0.1
 """CPU slots, which Ray only counts. All stages together must stay below what the machine has, or
 Ray Data stands still without a word."""
 
-_OBJECT_STORE_BYTES = 512 << 20
-"""For shards on their way to the commit, on a Ray that the run starts itself."""
+_OBJECT_STORE_BYTES = 128 << 20
+"""On a Ray that the run starts itself; nothing but numbers and settings passes through it."""
 
 
 @contextmanager
@@ -73,6 +83,9 @@ def ray_session(address: str | None, log: Path) -> Iterator[None]:
     context.enable_rich_progress_bars = False
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []
+    # Each row of the source, a shard's number, becomes a block and so a task of its own.
+    context.target_max_block_size = 1
+    context.target_min_block_size = 1
     try:
         yield
     finally:
@@ -94,6 +107,35 @@ class Inputs:
     """Rows that need not be generated again."""
 
 
+class ShardNumbers(Datasource):
+    """The shards to make, streamed, so that a long list costs the driver nothing."""
+
+    def __init__(self, shards: Sequence[int]) -> None:
+        """Keeps the numbers."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._shards = pa.array(shards, pa.int64())
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all numbers."""
+        size: int = self._shards.nbytes
+        return size
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """One task, whatever the parallelism: it gives a number when one is wanted."""
+        numbers = self._shards
+
+        def read() -> Iterator[pa.Table]:
+            for index in range(len(numbers)):
+                yield pa.table({"shard": numbers[index : index + 1]})
+
+        metadata = BlockMetadata(
+            num_rows=len(numbers), size_bytes=numbers.nbytes, exec_stats=None, input_files=None
+        )
+        return [ReadTask(read, metadata, schema=pa.schema({"shard": pa.int64()}))]
+
+
 class ShardGraph:
     """The graph over the shards that are still to be made."""
 
@@ -105,15 +147,15 @@ class ShardGraph:
         """
         resources = ray.cluster_resources()
         self._has_gpus = bool(resources.get("GPU"))
-        self._gpus = self._gpus_of(job.generate.gpus_per_replica)
-        self._replicas = job.generate.replicas
+        self._gpus = self._gpus_of(job.generate.gpus_per_replica, job.generate.engine)
+        self._replicas = job.generate.replica_range
         cpus = resources.get("CPU", 1.0)
-        self._worker_cpus = min(_WORKER_CPUS, 0.8 * cpus / self._replicas)
-        self._board = Board.remote()  # type: ignore[attr-defined]
+        self._worker_cpus = min(_WORKER_CPUS, 0.8 * cpus / self._replicas.max)
+        self._board: Any = ray.remote(Board).options(num_cpus=0).remote()
         adapter = inputs.adapter
         pools = judge_pools(job, inputs.judge_paths, self._gpus_of)
         distinct = set(pools.values())
-        n_engines = self._replicas + sum(pool.replicas for pool in distinct)
+        n_engines = self._replicas.max + sum(pool.replicas for pool in distinct)
         self._check_gpus(distinct, resources.get("GPU", 0.0))
         self._settings = WorkerSettings(
             job=job,
@@ -125,17 +167,22 @@ class ShardGraph:
                 replicas=n_engines,
                 lora_path=adapter.path if adapter else None,
             ),
-            replicas=self._replicas,
+            max_replicas=self._replicas.max,
+            shards_in_flight=_shards_in_flight(job),
             judges=start_pools(pools, n_engines, output),
             old_rows=inputs.old_rows,
         )
 
-    def _gpus_of(self, gpus: float | str) -> float:
-        return float(self._has_gpus) if isinstance(gpus, str) else gpus
+    def _gpus_of(self, gpus: float | str, engine: Mapping[str, Any]) -> float:
+        """GPUs of a replica; `auto`: one for each part that the engine cuts its model into."""
+        if not isinstance(gpus, str):
+            return gpus
+        parts = (engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
+        return float(math.prod(parts)) if self._has_gpus else 0.0
 
     def _check_gpus(self, pools: Iterable[JudgePool], available: float) -> None:
         """Replicas that never find a place would keep the others waiting without a word."""
-        needed = self._gpus * self._replicas + sum(pool.replicas * pool.gpus for pool in pools)
+        needed = self._gpus * self._replicas.min + sum(pool.replicas * pool.gpus for pool in pools)
         if needed > available:
             raise RunError(
                 f"the generator's and the judges' replicas need {needed:g} GPUs together, and the "
@@ -153,30 +200,29 @@ class ShardGraph:
         Raises:
             NegtempError: What stopped a shard.
         """
-        data = ray.data.from_items(
-            [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
+        data = ray.data.read_datasource(
+            ShardNumbers(shards), ray_remote_args={"num_cpus": _SOURCE_CPUS}, override_num_blocks=1
         )
-        made = data.map(
+        in_flight = self._settings.shards_in_flight
+        committed = data.map(
             cast(Any, GenerateShard),  # ray's hints know functions of one argument only
             fn_constructor_args=(self._settings, self._board),
             compute=ActorPoolStrategy(
-                size=self._replicas,
-                max_tasks_in_flight_per_actor=_SHARDS_IN_FLIGHT,
-                max_concurrent_calls_per_actor=_SHARDS_IN_FLIGHT,
+                min_size=self._replicas.min,
+                max_size=self._replicas.max,
+                max_tasks_in_flight_per_actor=in_flight,
+                max_concurrent_calls_per_actor=in_flight,
                 # Without it Ray Data lets the actor make one shard at a time after all.
                 enable_true_multi_threading=True,
             ),
             num_cpus=self._worker_cpus,
             num_gpus=self._gpus,
         )
-        committed = made.map(
-            cast(Any, commit), fn_args=(self._settings.output,), num_cpus=_COMMIT_CPUS
-        )
         try:
             for row in committed.iter_rows():
                 if row["failure"]:
                     raise _unpickle(row["failure"])
-                self._board.committed.remote()
+                self._board.committed.remote(row["shard"])
                 yield row["shard"]
         except ray.exceptions.RayError as error:
             raise RunError(f"Ray stopped the run: {str(error).strip().splitlines()[0]}.") from error
@@ -186,3 +232,9 @@ def _unpickle(data: bytes) -> NegtempError:
     error = pickle.loads(data)
     assert isinstance(error, NegtempError)
     return error
+
+
+def _shards_in_flight(job: Job) -> int:
+    rows = prompts_per_shard(job) * job.samples_per_prompt
+    fewest, most = _SHARDS_IN_FLIGHT[0], _SHARDS_IN_FLIGHT[-1]
+    return min(most, max(fewest, -(-_ROWS_IN_FLIGHT // rows)))

@@ -90,7 +90,9 @@ class JudgePool(NamedTuple):
 
 
 def judge_pools(
-    job: Job, model_paths: Mapping[str, str], gpus_of: Callable[[float | str], float]
+    job: Job,
+    model_paths: Mapping[str, str],
+    gpus_of: Callable[[float | str, Mapping[str, Any]], float],
 ) -> dict[str, JudgePool]:
     """The pool of each judge that has engines of its own, by its path in the job file.
 
@@ -104,7 +106,7 @@ def judge_pools(
             model_paths[path],
             json.dumps(judge.engine, sort_keys=True),
             judge.replicas,
-            gpus_of(judge.gpus_per_replica),
+            gpus_of(judge.gpus_per_replica, judge.engine),
             isinstance(judge, RewardJudgeConfig),
         )
         for path, judge in single_judges(job.verify.judge)

@@ -6,9 +6,9 @@ busy meanwhile.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Awaitable, Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,9 +25,6 @@ from negtemp_data.storage import ATTEMPT_COLUMNS, generated_tokens
 Row = dict[str, Any]
 """A row of `negtemp_data.storage.ROW_SCHEMA`."""
 
-OnRow = Callable[[Row, int], None]
-"""Told of a row that is done, and of the tokens that were generated for it now."""
-
 GENERATION_COLUMNS = (
     "completion",
     "token_ids",
@@ -39,6 +36,39 @@ GENERATION_COLUMNS = (
     "completion_tokens",
 )
 """What generation leaves in a row."""
+
+
+class Listener(Protocol):
+    """Who is told of rows as they come about."""
+
+    def on_generated(self, row: Row) -> None:
+        """A row is generated; what a verdict says is missing in it."""
+
+    def on_done(self, row: Row, n_tokens: int) -> None:
+        """A row has its verdict; so many tokens were generated for it now."""
+
+
+class NoListener:
+    """For who only wants the rows."""
+
+    def on_generated(self, row: Row) -> None:
+        """See `Listener`."""
+
+    def on_done(self, row: Row, n_tokens: int) -> None:
+        """See `Listener`."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Rows that exist already, by id."""
+
+    done: Mapping[str, Row] = field(default_factory=dict)
+    """Nothing is left to do for these."""
+    generated: Mapping[str, Row] = field(default_factory=dict)
+    """These are not generated again, only verified."""
+
+
+_NOTHING = Earlier()
 
 
 class ShardMaker:
@@ -66,48 +96,78 @@ class ShardMaker:
         self._wants_twin = any(needs_twin(each) for _, each in single_judges(job.verify.judge))
 
     def make(
-        self, prompts: Sequence[Prompt], on_row: OnRow, made: Mapping[str, Row] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        listener: Listener,
+        earlier: Earlier = _NOTHING,
+        wanted: Container[str] | None = None,
     ) -> list[Row]:
-        """All planned rows of `prompts`, in the plan's order.
+        """The planned rows of `prompts`, in the plan's order.
 
         Args:
             prompts: The prompts of a shard.
-            on_row: Told of each row as soon as it is done.
-            made: Rows that were generated before, by id; they are judged anew.
+            listener: Told of each row that is made.
+            earlier: Rows that exist already.
+            wanted: Ids of the rows to make; None: all. Rows that are neither wanted nor done are
+                left out; a twin must be done, or wanted too.
 
         Raises:
             EngineDeadError: The engine died; none of the rows is lost, all can be made again.
         """
-        return asyncio.run(self._make_all(prompts, on_row, made or {}))
+        return asyncio.run(self._make_all(prompts, listener, earlier, wanted))
+
+    def fail(self, prompt: Prompt, row_id: str, reason: str, generated: Row | None) -> Row:
+        """The row of a sample that is given up, with what was generated for it."""
+        planned = next(
+            row for row in planned_ids(prompt.id, self._job.generate.samples) if row.id == row_id
+        )
+        seed = row_seed(self._job.seed, prompt.id, planned.sample)
+        row = _blank_row(prompt, planned, seed, 0, []) | (generated or {})
+        return row | _verdict_columns(Verdict("failed", error=reason))
 
     async def _make_all(
-        self, prompts: Sequence[Prompt], on_row: OnRow, made: Mapping[str, Row]
+        self,
+        prompts: Sequence[Prompt],
+        listener: Listener,
+        earlier: Earlier,
+        wanted: Container[str] | None,
     ) -> list[Row]:
         tasks: list[asyncio.Task[Row]] = []
         for prompt in prompts:
-            tasks += self._start_rows(prompt, on_row, made)
+            tasks += self._start_rows(prompt, listener, earlier, wanted)
             # Lets the engine have these while the next prompt is encoded.
             await asyncio.sleep(0)
         return await asyncio.gather(*tasks)
 
     def _start_rows(
-        self, prompt: Prompt, on_row: OnRow, made: Mapping[str, Row]
+        self,
+        prompt: Prompt,
+        listener: Listener,
+        earlier: Earlier,
+        wanted: Container[str] | None,
     ) -> "list[asyncio.Task[Row]]":
         """A task for each row of a prompt, in the plan's order."""
-        token_ids = self._encode(prompt)
+        token_ids: list[int] | RowError | None = None
         planned = list(planned_ids(prompt.id, self._job.generate.samples))
         tasks: dict[str, asyncio.Task[Row]] = {}
         # A row may wait for those that were started before it, and twins are waited for.
         control = self._job.control_arm
         for row in sorted(planned, key=lambda row: row.arm != control):
-            earlier = list(tasks.values()) if self._wants_siblings else []
+            if row.id in earlier.done:
+                tasks[row.id] = asyncio.ensure_future(_known(earlier.done[row.id]))
+                continue
+            if wanted is not None and row.id not in wanted:
+                continue
+            if token_ids is None:
+                token_ids = self._encode(prompt)
+            siblings = list(tasks.values()) if self._wants_siblings else []
             twin = None
             if self._wants_twin and row.arm != control:
                 twin = tasks[f"{prompt.id}/{control}/{row.sample}"]
-            old = made.get(row.id)
-            making = self._make_row(prompt, token_ids, row, old, earlier, twin)
-            tasks[row.id] = asyncio.ensure_future(_and_tell(making, old, on_row))
-        return [tasks[row.id] for row in planned]
+            old = earlier.generated.get(row.id)
+            making = self._make_row(prompt, token_ids, row, old, siblings, twin, listener)
+            tasks[row.id] = asyncio.ensure_future(_and_tell(making, old, listener))
+        return [tasks[row.id] for row in planned if row.id in tasks]
 
     def _encode(self, prompt: Prompt) -> list[int] | RowError:
         try:
@@ -123,6 +183,7 @@ class ShardMaker:
         old: Row | None,
         earlier: "Sequence[asyncio.Task[Row]]",
         twin: "asyncio.Task[Row] | None",
+        listener: Listener,
     ) -> Row:
         """The last attempt at a sample.
 
@@ -133,6 +194,7 @@ class ShardMaker:
             old: Its row from before, which saves the attempts up to that one.
             earlier: Its siblings.
             twin: Its twin, where it is wanted.
+            listener: Told when it is generated.
         """
         attempts: list[Row] = old["attempts"] if old else []
         begin = old["attempt"] if old else 0
@@ -147,6 +209,7 @@ class ShardMaker:
                     row |= {name: old[name] for name in GENERATION_COLUMNS}
                 else:
                     row |= await self._generate(prompt, token_ids, planned, seed)
+                    listener.on_generated(row)
                 sample = await _as_sample(prompt, row, earlier, twin)
             except RowError as error:
                 return row | _verdict_columns(Verdict("failed", error=str(error)))
@@ -184,9 +247,13 @@ class ShardMaker:
         return decide(checks, judgement)
 
 
-async def _and_tell(making: Awaitable[Row], old: Row | None, on_row: OnRow) -> Row:
+async def _known(row: Row) -> Row:
+    return row
+
+
+async def _and_tell(making: Awaitable[Row], old: Row | None, listener: Listener) -> Row:
     row = await making
-    on_row(row, generated_tokens(row) - (generated_tokens(old) if old else 0))
+    listener.on_done(row, generated_tokens(row) - (generated_tokens(old) if old else 0))
     return row
 
 

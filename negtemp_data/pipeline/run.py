@@ -25,7 +25,7 @@ from negtemp_data.jobspec.fingerprint import fingerprint_job
 from negtemp_data.judging import check_environment
 from negtemp_data.pipeline.graph import Inputs, ShardGraph, ray_session
 from negtemp_data.pipeline.logs import captured_output
-from negtemp_data.pipeline.progress import Progress, Tally
+from negtemp_data.pipeline.progress import Progress, RowCounts, Tally
 from negtemp_data.pipeline.reuse import OldRows, find_old_rows, load_old_rows, save_old_rows
 from negtemp_data.prompts import Plan, load_plan, source_digest, write_plan
 from negtemp_data.storage import (
@@ -35,7 +35,9 @@ from negtemp_data.storage import (
     hold_lock,
     read_entry,
     rebuild_ledger,
+    remove_wip,
     summarise,
+    wip_shards,
     write_card,
     write_layout,
 )
@@ -66,7 +68,9 @@ class RunResult:
 
     totals: Totals
     generated: Totals
-    """Those shards that this run made itself."""
+    """Those shards that this run committed itself."""
+    tokens: int
+    """Tokens that this run generated; rows that an earlier run had kept cost none."""
     seconds: float
     """From the first engine's readiness to the last commit; 0 if nothing was left to do."""
 
@@ -227,19 +231,24 @@ class _Run:
         self._reporter = reporter
         self._output.clean_tmp()
         self._entries = rebuild_ledger(self._output)
+        for shard in wip_shards(self._output):
+            if shard in self._entries:
+                remove_wip(self._output, shard)
+        self._made: set[int] = set()
+        self._made_rows = RowCounts()
         self._earlier_rows = sum(map(plan.rows_of, self._entries))
         self._layout_at = 0.0
 
     def finish_plan(self) -> RunResult:
         todo = [shard for shard in range(self._plan.n_shards) if shard not in self._entries]
         self._output.append_event("run_started", shards=len(todo), planned=self._plan.n_rows)
-        earlier, ready_at = set(self._entries), None
+        ready_at, tokens = None, 0
         if todo:
             self._reporter.note("starting Ray and the engine")
             try:
                 log = self._output.logs / f"driver-{os.getpid()}.log"
                 with captured_output(log), ray_session(self._address, log):
-                    ready_at = self._make(todo)
+                    ready_at, tokens = self._make(todo)
             except BaseException as error:
                 with suppress(NegtempError):  # what stopped the run is the news
                     self._output.append_event("run_stopped", reason=f"{error!r}"[:1000])
@@ -247,27 +256,35 @@ class _Run:
                 raise
         self._write_layout()
         self._output.append_event("run_finished", committed=len(self._entries))
-        made = {shard: e for shard, e in self._entries.items() if shard not in earlier}
         return RunResult(
             totals=summarise(self._entries, planned_by_arm(self._plan)),
-            generated=summarise(made),
+            generated=summarise({shard: self._entries[shard] for shard in self._made}),
+            tokens=tokens,
             seconds=time.time() - ready_at if ready_at else 0.0,
         )
 
-    def _make(self, todo: list[int]) -> float | None:
-        """Makes shards; returns when the first engine was ready, in seconds since the epoch."""
+    def _make(self, todo: list[int]) -> tuple[float | None, int]:
+        """Makes shards.
+
+        Returns:
+            When the first engine was ready (seconds since the epoch), and the generated tokens.
+        """
         model, adapter = self._models.model, self._models.adapter
         judge_paths = {path: judge.path for path, judge in self._models.judges.items()}
         inputs = Inputs(model.path, adapter, judge_paths, self._old_rows)
         graph = ShardGraph(self._job, self._output, inputs)
         with self._shown_progress(graph):
             for shard in graph.run(todo):
-                entry = read_entry(self._output, shard)
-                self._entries[shard] = entry or describe_shard(self._output, shard)
+                entry = read_entry(self._output, shard) or describe_shard(self._output, shard)
+                self._entries[shard] = entry
+                for counts in entry.counts.values():
+                    self._made_rows += RowCounts(**counts)
+                self._made.add(shard)
                 self._output.append_event("shard_committed", shard=shard)
                 if time.monotonic() - self._layout_at > _LAYOUT_EVERY_S:
                     self._write_layout()
-        return graph.read_board().ready_at
+        tally = graph.read_board()
+        return tally.ready_at, sum(tally.tokens.values())
 
     def _write_layout(self) -> None:
         """Brings layout and card up to date with what is committed."""
@@ -306,8 +323,10 @@ class _Run:
             planned_shards=self._plan.n_shards,
             committed_shards=len(self._entries),
             earlier_rows=self._earlier_rows,
-            made=tally.total,
+            made=self._made_rows + tally.open_rows(self._made),
+            tokens=sum(tally.tokens.values()),
             seconds=time.time() - tally.ready_at if tally.ready_at else 0.0,
+            engines=len(tally.engines),
         )
 
 

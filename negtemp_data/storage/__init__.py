@@ -1,6 +1,6 @@
 """Where rows go: Arrow shards that are committed once, their ledger, and what makes a data set.
 
-    rows ─ build_shard ─ commit_shard ─ describe_shard ─ write_entry ─ write_layout, write_card
+    rows ─ WipWriter ─ build_shard ─ commit_shard ─ describe_shard ─ write_entry ─ write_layout
 
 A shard's file is its commit; ledger, layout and card are made from the shards at any time. Knows
 nothing of how rows come about.
@@ -32,6 +32,7 @@ from negtemp_data.storage.schema import (
 )
 from negtemp_data.storage.shards import build_shard, commit_shard, encode_shard, read_batches
 from negtemp_data.storage.summary import ArmTotals, Totals, summarise
+from negtemp_data.storage.wip import WipRows, WipWriter, read_wip, remove_wip, wip_shards
 
 __all__ = [
     "ATTEMPT_COLUMNS",
@@ -45,6 +46,8 @@ __all__ = [
     "ShardEntry",
     "Status",
     "Totals",
+    "WipRows",
+    "WipWriter",
     "build_shard",
     "check_output",
     "commit_shard",
@@ -57,10 +60,13 @@ __all__ = [
     "read_entry",
     "read_ledger",
     "read_rows",
+    "read_wip",
     "rebuild_ledger",
+    "remove_wip",
     "rows_to_table",
     "shard_name",
     "summarise",
+    "wip_shards",
     "write_card",
     "write_entry",
     "write_layout",

@@ -3,7 +3,7 @@
 Knows nothing of files: `shards` writes the tables.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal
 
@@ -135,15 +135,20 @@ def generated_tokens(row: Mapping[str, Any]) -> int:
     return earlier + int(row["completion_tokens"] or 0)
 
 
-def rows_to_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+def rows_to_table(rows: Iterable[Mapping[str, Any]], *, may_lack_verdict: bool = False) -> pa.Table:
     """The rows as a table of `ROW_SCHEMA`, in batches of at most `BATCH_ROWS` rows.
 
     Every row has exactly the schema's columns, and every struct exactly its keys; None is null.
 
+    Args:
+        rows: The rows.
+        may_lack_verdict: Whether a row's status may be None.
+
     Raises:
         StorageError: A row does not fit; the message names row and column.
     """
-    batches = [_build_batch(chunk) for chunk in _cut(rows)]
+    allowed = (*STATUSES, None) if may_lack_verdict else STATUSES
+    batches = [_build_batch(chunk, allowed) for chunk in _cut(rows)]
     return pa.Table.from_batches(batches, schema=ROW_SCHEMA)
 
 
@@ -153,16 +158,18 @@ def _cut(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]
         yield chunk
 
 
-def _build_batch(rows: list[Mapping[str, Any]]) -> pa.RecordBatch:
+def _build_batch(
+    rows: list[Mapping[str, Any]], statuses: Sequence[Status | None]
+) -> pa.RecordBatch:
     for row in rows:
-        _check_row(row)
+        _check_row(row, statuses)
     try:
         return pa.RecordBatch.from_pylist(rows, schema=ROW_SCHEMA)
     except _UNFIT as error:
         raise _mismatch(rows, error) from error
 
 
-def _check_row(row: Mapping[str, Any]) -> None:
+def _check_row(row: Mapping[str, Any], statuses: Sequence[Status | None]) -> None:
     """Refuses what Arrow would not: unknown keys it drops, missing ones it fills with nulls."""
     if row.keys() != COLUMNS.keys():
         differing = sorted(row.keys() ^ COLUMNS.keys())
@@ -173,7 +180,7 @@ def _check_row(row: Mapping[str, Any]) -> None:
     for column in ("id", "prompt_id", "arm"):
         if row[column] is None:
             raise StorageError(f"row {quote(row['id'])}, column {column}: must not be null.")
-    if row["status"] not in STATUSES:
+    if row["status"] not in statuses:
         raise StorageError(
             f"row {quote(row['id'])}, column status: must be {', '.join(STATUSES)}; found "
             f"{quote(row['status'])}."

@@ -12,10 +12,10 @@ from negtemp_data.jobspec import build_job
 from negtemp_data.judging import Judgement, Sample
 from negtemp_data.judging.pairwise import PairwiseJudge
 from negtemp_data.pipeline.judges import LocalEngine, job_judge
-from negtemp_data.pipeline.maker import GENERATION_COLUMNS, ShardMaker
+from negtemp_data.pipeline.maker import GENERATION_COLUMNS, Earlier, ShardMaker
 from negtemp_data.prompts import row_seed
 from negtemp_data.prompts.records import Prompt
-from negtemp_data.storage import ATTEMPT_COLUMNS, rows_to_table
+from negtemp_data.storage import ATTEMPT_COLUMNS, STATUSES, rows_to_table
 
 SEED = 5
 PROMPTS = [
@@ -51,11 +51,27 @@ def make_job(samples=None, **verify):
     )
 
 
+class Listener:
+    """Keeps the ids of rows in the order in which they are told of."""
+
+    def __init__(self):
+        self.generated, self.done = [], []
+
+    def on_generated(self, row):
+        assert row["completion"] is not None and "status" not in row
+        self.generated.append(row["id"])
+
+    def on_done(self, row, n_tokens):
+        assert row["status"] in STATUSES and n_tokens >= 0
+        self.done.append(row["id"])
+
+
 def make_rows(engine, job, judge=None, made=None):
     """Rows by id; all of them were told of once, and fit the schema."""
-    told = []
-    rows = ShardMaker(job, engine, judge).make(PROMPTS, lambda row, _: told.append(row), made)
-    assert sorted(row["id"] for row in told) == sorted(row["id"] for row in rows)
+    listener = Listener()
+    earlier = Earlier(generated=made or {})
+    rows = ShardMaker(job, engine, judge).make(PROMPTS, listener, earlier)
+    assert sorted(listener.done) == sorted(row["id"] for row in rows)
     arms = job.generate.samples
     assert [row["id"] for row in rows] == [
         f"{prompt.id}/{arm}/{i}" for prompt in PROMPTS for arm in arms for i in range(arms[arm])
