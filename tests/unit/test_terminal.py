@@ -78,9 +78,19 @@ def test_progress_on_a_pipe_is_a_line_now_and_then(
 ) -> None:
     screen = io.StringIO()
     display = RunDisplay(screen, quiet, verbose)
+    progress = Progress(
+        planned_rows=100,
+        planned_shards=5,
+        committed_shards=1,
+        earlier_rows=0,
+        made=RowCounts(accepted=10),
+        tokens=99,
+        seconds=10.0,
+        engines=1,
+    )
     for now in (1000.0, 1003.0, 1003.5, 1006.0):
         monkeypatch.setattr(time, "monotonic", lambda now=now: now)
-        display.progress(Progress(100, 5, 1, 0, RowCounts(accepted=10, tokens=99), 10.0))
+        display.progress(progress)
     display.close()
     lines = screen.getvalue().splitlines()
     assert len(lines) == n_lines
