@@ -82,9 +82,8 @@ def state_of(cluster, job_id):
 def wait_for_shards(cluster, job_id, out, n):
     end = time.monotonic() + DEADLINE_S
     while len(list(out.glob("shard-*.arrow"))) < n:
-        if time.monotonic() > end:
+        if time.monotonic() > end or state_of(cluster, job_id)["status"] == "FAILED":
             pytest.fail(negtemp(cluster, "jobs", "logs", job_id).stdout)
-        time.sleep(0.1)
 
 
 def assert_whole(cluster, out):
