@@ -20,7 +20,7 @@ from rich.text import Text
 from negtemp_data.pipeline.progress import Progress
 from negtemp_data.storage import Totals
 
-PLAIN_LINE_EVERY_S = 30.0
+PLAIN_LINE_EVERY_S, VERBOSE_LINE_EVERY_S = 30.0, 2.0
 
 INJECTED_STYLE = "bold black on yellow"
 
@@ -36,24 +36,26 @@ def safe_text(text: str) -> str:
 class RunDisplay:
     """A live line on a terminal, a plain one every 30 s elsewhere."""
 
-    def __init__(self, screen: TextIO, quiet: bool) -> None:
-        """Prints to `screen`; `quiet` prints nothing but the end."""
+    def __init__(self, screen: TextIO, quiet: bool, verbose: bool = False) -> None:
+        """Prints to `screen`; `quiet` prints nothing, `verbose` lines only and more of them."""
         self.console = Console(file=screen, highlight=False, quiet=quiet)
         self._live = Live(console=self.console, refresh_per_second=4, transient=True)
         self._note = ""
         self._last_line_at = 0.0
-        if self.console.is_terminal:
+        self._is_live = self.console.is_terminal and not verbose
+        self._line_every_s = VERBOSE_LINE_EVERY_S if verbose else PLAIN_LINE_EVERY_S
+        if self._is_live:
             self._live.start()
 
     def close(self) -> None:
         """Leaves the terminal as it was."""
-        if self.console.is_terminal:
+        if self._is_live:
             self._live.stop()
 
     def note(self, text: str) -> None:
         """Something that takes long begins."""
         self._note = text
-        if self.console.is_terminal:
+        if self._is_live:
             self._live.update(Spinner("dots", text=Text(text)))
         else:
             self.console.print(Text(text))
@@ -63,10 +65,10 @@ class RunDisplay:
         if not progress.seconds:
             return  # the note still says what is going on
         line = Text(describe(progress))
-        if self.console.is_terminal:
+        if self._is_live:
             bar = ProgressBar(total=progress.planned_rows, completed=rows_done(progress))
             self._live.update(Group(bar, line))
-        elif time.monotonic() - self._last_line_at >= PLAIN_LINE_EVERY_S:
+        elif time.monotonic() - self._last_line_at >= self._line_every_s:
             self._last_line_at = time.monotonic()
             self.console.print(line)
 
@@ -95,20 +97,25 @@ def describe(progress: Progress) -> str:
     return " · ".join(parts)
 
 
-def arms_table(totals: Totals, distinct: Mapping[str, float | None] | None = None) -> Table:
-    """Counts by arm; `distinct` adds a column of distinct-2."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("arm", no_wrap=True)
+def arms_table(
+    totals: Totals, width: int, distinct: Mapping[str, float | None] | None = None
+) -> Table:
+    """Counts by arm: a line each, or a column each where lines would not fit.
+
+    Args:
+        totals: The counts.
+        width: Columns that there are.
+        distinct: distinct-2 of each arm; None: not shown.
+    """
     # Where no attempt but the first was made the two are the same.
     retried = totals.overall.accepted_at_once < totals.overall.accepted
-    headers = ["samples", "accepted", *["at once"] * retried, "rejected", "failed"]
+    headers = ["arm", "samples", "accepted", *["at once"] * retried, "rejected", "failed"]
     headers += [*["to do"] * bool(totals.overall.not_done), "score", "injections"]
     if distinct is not None:
         headers.append("distinct-2")
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True)
+    lines = [headers]
     for arm, rows in totals.arms.items():
-        cells = [str(rows.planned), str(rows.accepted)]
+        cells = [arm, str(rows.planned), str(rows.accepted)]
         if retried:
             cells.append(str(rows.accepted_at_once))
         cells += [str(rows.rejected), str(rows.failed)]
@@ -117,7 +124,16 @@ def arms_table(totals: Totals, distinct: Mapping[str, float | None] | None = Non
         cells += [_number(rows.mean_score, 2), str(rows.injections)]
         if distinct is not None:
             cells.append(_number(distinct.get(arm), 3))
-        table.add_row(arm, *cells)
+        lines.append(cells)
+    columns = list(zip(*lines, strict=True))
+    needed = sum(max(map(len, column)) + 2 for column in columns) - 2
+    if needed > width:
+        lines = [list(column) for column in columns]
+    table = Table(box=None, pad_edge=False)
+    for index, header in enumerate(lines[0]):
+        table.add_column(header, justify="right" if index else "left", no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*line)
     return table
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import click
 
+from negtemp_data.cli.groups import SuggestingGroup
 from negtemp_data.cli.options import gather_overrides, job_argument, json_option, print_json
 from negtemp_data.cli.run import interrupt
 from negtemp_data.jobspec import load_job
 
 
 @click.group(
+    cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example:  negtemp lab judge jobs/judge.yaml --prompts 200 --out out/lab",
 )

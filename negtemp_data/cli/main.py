@@ -11,6 +11,7 @@ import sys
 import click
 
 from negtemp_data import __version__
+from negtemp_data.cli.groups import SuggestingGroup
 from negtemp_data.errors import NegtempError
 
 COMMANDS = {
@@ -19,6 +20,8 @@ COMMANDS = {
     "plan": "Show shards, prompts, schedules and estimates.",
     "run": "Make a data set, here or on a Ray cluster.",
     "resume": "Go on with an interrupted run.",
+    "submit": "Run a job on a Ray cluster.",
+    "jobs": "List, follow, stop and resume jobs on a Ray cluster.",
     "status": "Show how far a run is.",
     "show": "Show samples, injected tokens marked.",
     "check": "Check the integrity of an output.",
@@ -26,12 +29,13 @@ COMMANDS = {
     "models": "List the built-in models.",
     "doctor": "Find out what works on this machine.",
     "schema": "Print the JSON Schema of the job file.",
+    "completion": "Print what makes a shell complete commands.",
 }
 
 EXIT_INTERRUPTED = 130
 
 
-class LazyGroup(click.Group):
+class LazyGroup(SuggestingGroup):
     """A group that finds each command in the module of its name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -52,21 +56,11 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Names the nearest command where there is none of this name."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            from difflib import get_close_matches  # noqa: PLC0415
 
-            near = get_close_matches(args[0], COMMANDS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise click.UsageError(error.message + hint, ctx) from error
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "NEGTEMP"},
+)
 @click.version_option(__version__, prog_name="negtemp")
 @click.option("--debug", is_flag=True, envvar="NEGTEMP_DEBUG", help="Show tracebacks.")
 def negtemp(debug: bool) -> None:
@@ -75,6 +69,9 @@ def negtemp(debug: bool) -> None:
     \b
     Start:    negtemp init my-job && negtemp run my-job/job.yaml
     Trouble:  negtemp doctor
+
+    Every option has an environment variable too: NEGTEMP_SUBMIT_ADDRESS is that of `submit
+    --address`. NO_COLOR is honoured.
     """
 
 
@@ -86,7 +83,10 @@ def main() -> None:
     in_environment = os.environ.get("NEGTEMP_DEBUG", "").lower()
     is_debug = "--debug" in sys.argv[1:2] or in_environment in {"1", "true", "t", "yes", "y", "on"}
     try:
-        code = negtemp.main(standalone_mode=False)
+        # rich honours NO_COLOR by itself, click does not. Source: no-color.org.
+        code = negtemp.main(
+            standalone_mode=False, color=False if os.environ.get("NO_COLOR") else None
+        )
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:

@@ -1,6 +1,7 @@
 """Arguments and options that several commands share, and how they print."""
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -52,3 +53,12 @@ def gather_overrides(overrides: tuple[str, ...], limit: int | None, out: str | N
 def print_json(data: Any) -> None:
     """One JSON document on stdout."""
     click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def short_path(path: str | os.PathLike[str]) -> str:
+    """A path as a person would type it: relative, unless that leads up and away."""
+    try:
+        relative = os.path.relpath(path)
+    except FileNotFoundError:  # Ray deletes a job's working directory while the driver still ends
+        return os.fspath(path)
+    return os.path.abspath(path) if relative.startswith("..") else relative

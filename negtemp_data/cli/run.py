@@ -3,13 +3,21 @@
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from types import FrameType
 from typing import Any
 
 import click
 
-from negtemp_data.cli.options import gather_overrides, job_argument, json_option, print_json
+from negtemp_data import api
+from negtemp_data.cli.options import (
+    gather_overrides,
+    job_argument,
+    json_option,
+    print_json,
+    short_path,
+)
 from negtemp_data.jobspec import Job, load_job
 
 EXIT_TOO_MANY_FAILED = 3
@@ -22,6 +30,9 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options of `run` and `resume`."""
     for option in (
         click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+        click.option(
+            "-v", "--verbose", is_flag=True, help="Print a line of progress every two seconds."
+        ),
         click.option(
             "--max-failed",
             type=click.FloatRange(0, 1),
@@ -66,40 +77,48 @@ def command(
 
     Goes on with what it finds in the output folder. Ctrl-C stops; `negtemp resume OUT` continues.
     """
-    from negtemp_data.storage import Output  # noqa: PLC0415
-
     job = load_job(job_file, gather_overrides(overrides, limit, out))
-    old = Output(reuse) if reuse else None
-    execute(job, Output(job.output.path), is_resumed=False, fresh=fresh, reuse=old, **options)
+    start = partial(api.run, job, fresh=fresh, reuse=reuse)
+    execute(start, job, job.output.path, **options)
 
 
 def execute(
+    start: Callable[..., Any],
     job: Job,
-    output: Any,
+    out: str,
     *,
-    is_resumed: bool,
-    fresh: bool,
-    reuse: Any,
     address: str | None,
     max_failed: float,
     quiet: bool,
+    verbose: bool,
     as_json: bool,
 ) -> None:
-    """Runs, shows progress, prints the end, and exits with the run's code."""
+    """Runs, shows progress, prints the end, and exits with the run's code.
+
+    Args:
+        start: `api.run` or `api.resume` without address and reporter.
+        job: The job that it runs.
+        out: The output that it writes.
+        address: The Ray cluster; None: one of its own.
+        max_failed: Share of failed rows above which the command exits with 3.
+        quiet: Print nothing but errors.
+        verbose: Print lines of progress, many of them, on terminals too.
+        as_json: Print the end as JSON.
+    """
     from negtemp_data.cli.display import RunDisplay  # noqa: PLC0415
-    from negtemp_data.pipeline.run import RunRequest, resume_job, run_job  # noqa: PLC0415
+    from negtemp_data.storage import Output  # noqa: PLC0415
 
     signal.signal(signal.SIGTERM, interrupt)
-    request = RunRequest(job, output, address, fresh, reuse)
+    output = Output(out)
     # A duplicate, because the run sends what Ray and vLLM print to a file.
     with os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8") as screen:
-        display = RunDisplay(screen, quiet or as_json)
+        display = RunDisplay(screen, quiet or as_json, verbose)
         try:
-            result = (resume_job if is_resumed else run_job)(request, display)
+            result = start(address=address, reporter=display)
         except KeyboardInterrupt:
             display.close()
             if output.exists():
-                print(f"Go on with: negtemp resume {os.path.relpath(output.root)}", file=screen)
+                print(f"Go on with: negtemp resume {short_path(output.root)}", file=screen)
             raise
         finally:
             display.close()
@@ -147,7 +166,7 @@ def _show_end(job: Job, output: Any, result: Any) -> None:
     for arm in result.totals.arms:
         rows = islice(read_rows(output, arm=arm), _ROWS_FOR_DISTINCT)
         distinct[arm] = distinct_n(row["token_ids"] or () for row in rows)
-    console.print(arms_table(result.totals, distinct))
+    console.print(arms_table(result.totals, console.width, distinct))
     if result.seconds:
         tokens = result.tokens
         console.print(
@@ -155,7 +174,7 @@ def _show_end(job: Job, output: Any, result: Any) -> None:
             f"{tokens / result.seconds:.0f} tok/s"
         )
     _show_twins(job, output, console)
-    root = os.path.relpath(output.root)
+    root = short_path(output.root)
     console.print(
         f"\nNext:\n  negtemp show {root}          samples, injected tokens marked"
         f"\n  negtemp check {root}         integrity of the data set"

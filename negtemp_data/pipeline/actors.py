@@ -9,11 +9,13 @@ import pickle
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 
+from negtemp_data.engine.adapter import resolve_adapter
+from negtemp_data.engine.catalogue import resolve_model
 from negtemp_data.engine.engine import Engine, EngineSpec
 from negtemp_data.errors import EngineDeadError, EngineStartError, NegtempError
 from negtemp_data.jobspec import Job
@@ -73,6 +75,19 @@ class BoardWatch:
         self._board.kept.remote()
 
 
+def _on_this_machine(spec: EngineSpec, job: Job) -> EngineSpec:
+    """`spec` with the folders of this machine, which may be another than the driver's.
+
+    Raises:
+        ModelError: The model or its adapter can't be had here.
+    """
+    if not os.path.isdir(spec.model_path):
+        spec = replace(spec, model_path=resolve_model(job.generate.model).path)
+    if spec.lora_path is not None and not os.path.isdir(spec.lora_path):
+        spec = replace(spec, lora_path=resolve_adapter(str(job.generate.lora)).path)
+    return spec
+
+
 class GenerateShard:
     """A worker: one engine, and the shards that Ray Data hands it, several at a time."""
 
@@ -89,7 +104,7 @@ class GenerateShard:
             send_output_to(output.logs / f"worker-{self._name}.log")
             self._pace_starts(watch.worker)
             output.append_event("engine_starts", worker=self._name)
-            engine = Engine(settings.engine)
+            engine = Engine(_on_this_machine(settings.engine, settings.job))
             judge = job_judge(settings.job, engine, settings.judges)
             maker = ShardMaker(settings.job, engine, judge)
         except NegtempError as error:
