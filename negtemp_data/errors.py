@@ -11,7 +11,8 @@ request was wrong and nothing started.
     │   ├── PromptSourceError   the prompts can't be opened or hold no row
     │   ├── ModelError          the model is unknown or can't be loaded
     │   ├── OutputError         the output can't be used: another job's, unwritable, not an output
-    │   └── OutputLockedError   another run writes to this output
+    │   ├── OutputLockedError   another run writes to this output
+    │   └── ExportError         nothing to export, or not in this format or to this place
     ├── RunError                run, exit 1   the run can't go on
     │   ├── EngineStartError    the engine does not start
     │   └── StorageError        disk full, output gone or read-only, a damaged file
@@ -67,6 +68,10 @@ class OutputError(RequestError):
 
 class OutputLockedError(RequestError):
     """Another run holds the output's lock."""
+
+
+class ExportError(RequestError):
+    """The data set can't be exported like this; nothing was left at the destination."""
 
 
 class RunError(NegtempError):
