@@ -24,8 +24,9 @@ class PromptSplit:
 
     def assign(self, row: Row) -> str:
         """Name of the split that the row's prompt is in."""
-        # A row whose prompt could not be read has no content, only an id.
-        content = row["messages"] or row["prompt"] or row["prompt_id"]
+        content = row["messages"] if row["prompt"] is None else row["prompt"]
+        if content is None:  # the prompt could not be read, so it has nothing but an id
+            content = row["prompt_id"]
         position = int(content_id(content), 16) / 2**64
         pairs = zip(self.names, self._bounds, strict=True)
         return next((name for name, bound in pairs if position < bound), self.names[-1])
