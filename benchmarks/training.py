@@ -132,7 +132,9 @@ def main(folder):
     print("| labels | change on control text | change at injected tokens |\n|---|---|---|")
     for name, values in changes.items():
         mean, low, high = np.mean(values, 0), np.min(values, 0), np.max(values, 0)
-        cells = [f"{m:+.3f} ({a:+.3f} to {b:+.3f})" for m, a, b in zip(mean, low, high)]
+        cells = [
+            f"{m:+.3f} ({a:+.3f} to {b:+.3f})" for m, a, b in zip(mean, low, high, strict=True)
+        ]
         print(f"| {name} | {' | '.join(cells)} |")
 
 

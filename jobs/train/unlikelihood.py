@@ -9,6 +9,7 @@ ModelConfig can be given: `--use_peft` trains a LoRA, `--max_steps 20` tries it 
 `--eval_strategy steps` evaluates on the split `test`, if the export has one.
 """
 
+import torch
 from datasets import load_dataset
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser, get_peft_config
 
@@ -18,6 +19,8 @@ from negtemp_data.export.trainer import UnlikelihoodTrainer
 
 def main() -> None:
     parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig))
+    # TRL's default is bfloat16, which CPUs are slow in, if they have it.
+    parser.set_defaults(bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported())
     script, config, model = parser.parse_args_and_config()
     data = load_dataset(script.dataset_name)
     config.model_init_kwargs = {"dtype": model.dtype, **(config.model_init_kwargs or {})}

@@ -41,12 +41,10 @@ def build_format(name: str, job: Job, options: Mapping[str, Any]) -> Format:
     for option in options:
         takers = [key for key in FORMATS if option in _options_of(key)]
         if name not in takers:
-            raise ExportError(
-                f"--format {name} has no option {option!r}; {', '.join(takers) or 'no format'} "
-                "has it."
-            )
+            flag = "--all" if option == "best_only" else f"--{option.replace('_', '-')}"
+            raise ExportError(f"{flag}: is for --format {' or '.join(takers)}, not for {name}.")
     if name != "sft" and options.get("shape") == "messages":
-        raise ExportError("--shape messages: is for --format sft alone.")
+        raise ExportError(f"--shape messages: is for --format sft, not for {name}.")
     return FORMATS[name](job=job, **options)  # type: ignore[call-arg]
 
 

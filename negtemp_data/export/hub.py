@@ -46,7 +46,7 @@ def push_folder(folder: Path, repo: str) -> str:
             repo_type="dataset",
             commit_message="Data set exported by negtemp",
         )
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise RunError(
             f"--push-to-hub {repo}: the upload failed: {reason} The export is in {folder}; upload "
