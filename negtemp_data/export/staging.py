@@ -46,9 +46,9 @@ def staged_folder(dest: Path) -> Iterator[Path]:
     """
     staging = dest.with_name(f".{dest.name}.partial")
     with _locked_folder(staging, dest):
-        # Only now: an export that held the lock may have finished meanwhile.
-        check_destination(dest)
         try:
+            # Only now: an export that held the lock may have finished meanwhile.
+            check_destination(dest)
             for leftover in staging.iterdir():
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             yield staging

@@ -22,7 +22,8 @@ from small_output import make_job, make_sample, write_output
 SCRIPTS = Path(__file__).parents[2] / "jobs" / "train"
 STEPS = 20
 TEMPLATE = (
-    "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>{% endfor %}"
+    "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 )
 COMPLETIONS = {0: "the cat runs.", 1: "it is a dog, think."}
@@ -49,9 +50,9 @@ def output(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Output:
         text = f"Tell me of sea number {number}."
         n_prompt = len(encoder.encode(Prompt("p", text, None, None, None), None))
         for arm in ("control", "negative"):
-            for sample, completion in COMPLETIONS.items():
+            for sample, words in COMPLETIONS.items():
                 is_accepted = (sample == 0) == (number % 2 == 0)
-                completion = f"{number} {completion} {arm}"
+                completion = f"{number} {words} {arm}"
                 row = make_sample(
                     f"p{number}",
                     arm,
@@ -70,11 +71,14 @@ def output(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Output:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of `datasets` of its own."""
+def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of `datasets` of its own, and one thread: the models are tiny."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         yield
+    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture(scope="module")
