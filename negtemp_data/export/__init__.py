@@ -10,7 +10,8 @@ came about.
 from negtemp_data.export.base import Format, Record
 from negtemp_data.export.formats import FORMATS, build_format
 from negtemp_data.export.reader import CommittedRows, open_dataset
-from negtemp_data.export.run import ExportRequest, ExportResult, export_output
+from negtemp_data.export.request import ExportRequest, ExportResult
+from negtemp_data.export.run import export_output
 from negtemp_data.export.split import TRAIN_ONLY, PromptSplit, parse_split
 
 __all__ = [

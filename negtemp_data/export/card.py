@@ -3,54 +3,36 @@
 The same for the same export: no dates, no paths. Nothing that a prompt or a model wrote gets in.
 """
 
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from negtemp_data import __version__
 from negtemp_data.engine.catalogue import CATALOGUE
 from negtemp_data.export.base import Format
+from negtemp_data.export.request import ExportRequest, ExportResult
 from negtemp_data.jobspec import SAME, EngineJudgeConfig, Job, single_judges
 from negtemp_data.storage import Output, Totals, render_card
 
 
-@dataclass(frozen=True)
-class ExportFacts:
-    """What the card says of the export itself."""
-
-    format_name: str
-    rows: dict[str, int]
-    """By split."""
-    kinds: dict[str, dict[str, int]]
-    """By kind of record, then by split."""
-    committed_shards: int
-    planned_shards: int | None
-    arms: tuple[str, ...]
-    """Arms that were read; empty: all."""
-
-
-def write_card(
-    folder: Path, output: Output, chosen: Format, facts: ExportFacts, totals: Totals
-) -> None:
+def write_card(folder: Path, request: ExportRequest, result: ExportResult, totals: Totals) -> None:
     """Writes README.md into the export's folder.
 
     Args:
         folder: Where to.
-        output: The run's output.
-        chosen: The format, with its options.
-        facts: What was exported.
+        request: What was exported, and how.
+        result: What came of it.
         totals: What the run's committed shards hold.
     """
-    template = resources.files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8")
+    job = request.format.job
     text = render_card(
-        template,
-        chosen.job,
-        facts=facts,
+        resources.files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8"),
+        job,
+        request=request,
+        result=result,
         totals=totals,
-        chosen=chosen,
-        options=_list_options(chosen),
-        columns=[(field.name, str(field.type)) for field in chosen.schema],
-        model_notes=_note_models(chosen.job, output),
+        options=_list_options(request.format),
+        columns=[(field.name, str(field.type)) for field in request.format.schema],
+        model_notes=_note_models(job, request.output),
         version=__version__,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -4,7 +4,6 @@ Cut by size alone, so the same records give the same bytes.
 """
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +36,7 @@ class SplitWriter(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Writes what is left, and syncs."""
+        """Writes what is left."""
 
     def _open(self) -> BinaryIO:
         path = self._folder / f"{self._split}-{self.n_files:05d}.{self.suffix}"
@@ -48,9 +47,7 @@ class SplitWriter(ABC):
     def _close_file(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            with file:
-                file.flush()
-                os.fsync(file.fileno())
+            file.close()
 
 
 class ParquetWriter(SplitWriter):

@@ -5,59 +5,19 @@ options give the same bytes.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from negtemp_data.errors import ExportError
-from negtemp_data.export.base import IDENTITY_COLUMNS, Format, Row
-from negtemp_data.export.card import ExportFacts, write_card
+from negtemp_data.export.base import IDENTITY_COLUMNS, Row
+from negtemp_data.export.card import write_card
 from negtemp_data.export.files import JsonlWriter, ParquetWriter, SplitWriter
-from negtemp_data.export.split import PromptSplit
+from negtemp_data.export.request import ExportRequest, ExportResult
 from negtemp_data.export.staging import check_destination, staged_folder
 from negtemp_data.prompts import load_plan
-from negtemp_data.storage import ROW_SCHEMA, Output, read_batches, read_ledger, summarise
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What to export, and where."""
-
-    output: Output
-    """The run's output."""
-    dest: Path
-    """Folder that the export makes."""
-    format_name: str
-    """For the card."""
-    format: Format
-    """What becomes of the rows."""
-    split: PromptSplit
-    """How prompts fall into splits."""
-    arms: tuple[str, ...] = ()
-    """Arms whose rows are read; empty: all."""
-
-
-@dataclass(frozen=True)
-class ExportResult:
-    """What an export wrote."""
-
-    rows: dict[str, int]
-    """By split."""
-    kinds: dict[str, dict[str, int]]
-    """By kind of record, then by split."""
-    files: int
-    """Data files."""
-    committed_shards: int
-    """Shards that were read."""
-    planned_shards: int | None
-    """Shards of the whole run; None: not planned yet."""
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the run is finished."""
-        return self.committed_shards == self.planned_shards
+from negtemp_data.storage import ROW_SCHEMA, ShardEntry, read_batches, read_ledger, summarise
 
 
 def export_output(
@@ -81,45 +41,48 @@ def export_output(
         raise ExportError(
             f"{output.root}: no shard is committed yet; `negtemp resume {output.root}` makes them."
         )
-    total, done = sum(entry.rows for entry in entries.values()), 0
-    counts = {name: Counter[str]() for name in request.split.names}
     with staged_folder(request.dest) as folder:
-        data = folder / "data"
-        data.mkdir()
-        with ExitStack() as stack:
-            writers = {
-                name: stack.enter_context(closing(_open_writer(request, data, name)))
-                for name in request.split.names
-            }
-            for index, entry in entries.items():
-                for siblings in _read_prompts(request, index):
-                    split = request.split.assign(siblings[0])
-                    for record in request.format.convert(siblings):
-                        writers[split].write(record.values)
-                        counts[split][record.kind] += 1
-                done += entry.rows
-                on_progress(done, total)
-        _check_counts(request, counts, total)
+        counts, n_files = _write_data(request, folder, entries, on_progress)
+        _check_counts(request, counts, sum(entry.rows for entry in entries.values()))
         result = ExportResult(
             rows={name: counter.total() for name, counter in counts.items()},
             kinds={
                 kind: {name: counts[name][kind] for name in counts}
                 for kind in sorted(set().union(*counts.values()))
             },
-            files=sum(writer.n_files for writer in writers.values()),
+            files=n_files,
             committed_shards=len(entries),
             planned_shards=plan.n_shards if plan else None,
         )
-        facts = ExportFacts(
-            format_name=request.format_name,
-            rows=result.rows,
-            kinds=result.kinds,
-            committed_shards=result.committed_shards,
-            planned_shards=result.planned_shards,
-            arms=request.arms,
-        )
-        write_card(folder, output, request.format, facts, summarise(entries))
+        write_card(folder, request, result, summarise(entries))
     return result
+
+
+def _write_data(
+    request: ExportRequest,
+    folder: Path,
+    entries: Mapping[int, ShardEntry],
+    on_progress: Callable[[int, int], None],
+) -> tuple[dict[str, Counter[str]], int]:
+    """Writes all records; their number by split and kind, and the number of files."""
+    data = folder / "data"
+    data.mkdir()
+    counts = {name: Counter[str]() for name in request.split.names}
+    total, done = sum(entry.rows for entry in entries.values()), 0
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(closing(_open_writer(request, data, name)))
+            for name in request.split.names
+        }
+        for index, entry in entries.items():
+            for siblings in _read_prompts(request, index):
+                split = request.split.assign(siblings[0])
+                for record in request.format.convert(siblings):
+                    writers[split].write(record.values)
+                    counts[split][record.kind] += 1
+            done += entry.rows
+            on_progress(done, total)
+    return counts, sum(writer.n_files for writer in writers.values())
 
 
 def _check_arms(request: ExportRequest) -> None:

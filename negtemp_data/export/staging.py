@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from negtemp_data.errors import ExportError, StorageError
-from negtemp_data.storage.atomic import explain_error, sync_folder
+from negtemp_data.storage.atomic import explain_error
 
 
 def check_destination(dest: Path) -> None:
@@ -52,9 +52,10 @@ def staged_folder(dest: Path) -> Iterator[Path]:
             for leftover in staging.iterdir():
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             yield staging
-            sync_folder(staging)
+            for path in (*staging.rglob("*"), staging):
+                _sync(path)
             staging.rename(dest)
-            sync_folder(dest.parent)
+            _sync(dest.parent)
         except BaseException as error:
             with suppress(OSError):  # what stopped the export is the news
                 shutil.rmtree(staging)
@@ -81,5 +82,14 @@ def _locked_folder(folder: Path, dest: Path) -> Iterator[None]:
                 f"{dest}: another export to it is going on; wait for it, or choose another DEST."
             ) from error
         yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    """Makes a file's content, or the names in a folder, survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -51,7 +51,7 @@ def create_file(path: Path, data: bytes, tmp: Path) -> bool:
                     "output path on a file system that has them."
                 ) from error
             raise
-        sync_folder(path.parent)
+        _sync_folder(path.parent)
     return True
 
 
@@ -63,7 +63,7 @@ def replace_file(path: Path, data: bytes, tmp: Path) -> None:
     """
     with _explain_errors(path), _stage(data, tmp) as staged:
         os.replace(staged, path)
-        sync_folder(path.parent)
+        _sync_folder(path.parent)
 
 
 def explain_error(path: Path, error: OSError) -> str:
@@ -99,7 +99,7 @@ def _stage(data: bytes, tmp: Path) -> Iterator[Path]:
             staged.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Makes the names in `folder` survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
