@@ -5,8 +5,8 @@
 For each seed the prompts are split anew; the model is trained on accepted samples of the arm with
 injections, once with labels as `negtemp export --format sft-tokens` writes them and once with a
 label on every token of the completion. Prints a Markdown table of losses on held-out prompts: on
-accepted control text, and at the injected tokens of accepted injected text. About a quarter of an
-hour on two cores.
+accepted control text, and at the injected tokens of accepted injected text. Takes half an hour on
+two busy cores.
 """
 
 import sys
