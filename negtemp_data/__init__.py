@@ -17,13 +17,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from negtemp_data.api import RunStatus, resume, run, status, submit
     from negtemp_data.cluster.jobs import Cluster
+    from negtemp_data.export.reader import open_dataset
     from negtemp_data.jobspec import Job, load_job
 
 __version__ = "0.1.0"
 
-__all__ = ["Cluster", "Job", "RunStatus", "load_job", "resume", "run", "status", "submit"]
+__all__ = [
+    "Cluster",
+    "Job",
+    "RunStatus",
+    "load_job",
+    "open_dataset",
+    "resume",
+    "run",
+    "status",
+    "submit",
+]
 
-_HOMES = {"Cluster": "cluster.jobs", "Job": "jobspec", "load_job": "jobspec"}
+_HOMES = {
+    "Cluster": "cluster.jobs",
+    "Job": "jobspec",
+    "load_job": "jobspec",
+    "open_dataset": "export.reader",
+}
 
 
 def __getattr__(name: str) -> Any:

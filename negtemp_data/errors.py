@@ -12,7 +12,8 @@ request was wrong and nothing started.
     │   ├── ModelError          the model is unknown or can't be loaded
     │   ├── OutputError         the output can't be used: another job's, unwritable, not an output
     │   ├── OutputLockedError   another run writes to this output
-    │   └── ClusterError        a Ray cluster can't be reached, or can't take the job
+    │   ├── ClusterError        a Ray cluster can't be reached, or can't take the job
+    │   └── ExportError         nothing to export, or not in this format or to this place
     ├── RunError                run, exit 1   the run can't go on
     │   ├── EngineStartError    the engine does not start
     │   └── StorageError        disk full, output gone or read-only, a damaged file
@@ -72,6 +73,10 @@ class OutputLockedError(RequestError):
 
 class ClusterError(RequestError):
     """The Ray cluster can't be reached, refuses the request, or can't see what the job needs."""
+
+
+class ExportError(RequestError):
+    """The data set can't be exported like this; nothing was left at the destination."""
 
 
 class RunError(NegtempError):

@@ -25,6 +25,7 @@ COMMANDS = {
     "status": "Show how far a run is.",
     "show": "Show samples, injected tokens marked.",
     "check": "Check the integrity of an output.",
+    "export": "Write a data set as a trainer takes it.",
     "lab": "Experiments: what a job's judge is worth.",
     "models": "List the built-in models.",
     "doctor": "Find out what works on this machine.",

@@ -178,6 +178,7 @@ def _show_end(job: Job, output: Any, result: Any) -> None:
     console.print(
         f"\nNext:\n  negtemp show {root}          samples, injected tokens marked"
         f"\n  negtemp check {root}         integrity of the data set"
+        f"\n  negtemp export {root} DIR --format sft   for training"
         f'\n  python -c "import datasets; print(datasets.load_from_disk({str(root)!r}))"',
         soft_wrap=True,
         markup=False,

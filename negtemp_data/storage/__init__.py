@@ -7,7 +7,7 @@ nothing of how rows come about.
 """
 
 from negtemp_data.storage.account import ShardAccount
-from negtemp_data.storage.card import write_card
+from negtemp_data.storage.card import render_card, write_card
 from negtemp_data.storage.check import CheckReport, check_output
 from negtemp_data.storage.layout import write_layout
 from negtemp_data.storage.ledger import (
@@ -63,6 +63,7 @@ __all__ = [
     "read_wip",
     "rebuild_ledger",
     "remove_wip",
+    "render_card",
     "rows_to_table",
     "shard_name",
     "summarise",

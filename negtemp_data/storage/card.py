@@ -6,6 +6,7 @@ Nothing that a prompt or a model wrote gets in, only the job's own settings and 
 from collections.abc import Mapping
 from importlib import resources
 from itertools import takewhile
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
@@ -43,21 +44,35 @@ def write_card(
     Raises:
         StorageError: The disk refused.
     """
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters |= {"code": _quote_code, "cell": _quote_cell}
-    source = resources.files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8")
-    text = environment.from_string(source).render(
-        job=job,
-        judges=[_describe_judge(path, judge) for path, judge in single_judges(job.verify.judge)],
+    text = render_card(
+        resources.files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8"),
+        job,
         totals=summarise(entries),
-        schedules=_cut_section(write_job(job), "schedules"),
         columns=[(field.name, str(field.type), COLUMNS[field.name]) for field in ROW_SCHEMA],
         versions=versions,
         model_notes=model_notes,
     )
     output.write_text(output.card_path, text)
+
+
+def render_card(template: str, job: Job, **values: Any) -> str:
+    """A card's text.
+
+    Args:
+        template: Jinja; the filters `code` and `cell` quote.
+        job: The job; with it come `judges`, a line each, and `schedules`, as YAML.
+        **values: What else the template names.
+    """
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"code": _quote_code, "cell": _quote_cell}
+    return environment.from_string(template).render(
+        job=job,
+        judges=[_describe_judge(path, judge) for path, judge in single_judges(job.verify.judge)],
+        schedules=_cut_section(write_job(job), "schedules"),
+        **values,
+    )
 
 
 def _describe_judge(path: str, judge: SingleJudgeConfig) -> str:

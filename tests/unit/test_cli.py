@@ -452,29 +452,35 @@ def test_schema_prints_the_schema_and_refuses_a_stale_file(
 
 
 @pytest.mark.parametrize(
-    ("made", "earlier", "text"),
+    ("made", "tokens", "earlier", "text"),
     [
         (
-            RowCounts(accepted=6, rejected=2, failed=2, tokens=500),
+            RowCounts(accepted=6, rejected=2, failed=2),
+            500,
             10,
             "20/100 rows · 1/5 shards · 50 tok/s · 75% accepted · 2 failed · 0:01:20 left",
         ),
-        (RowCounts(), 0, "0/100 rows · 1/5 shards · 0 tok/s"),
-        (RowCounts(failed=1), 0, "1/100 rows · 1/5 shards · 0 tok/s · 1 failed · 0:16:30 left"),
+        (RowCounts(), 0, 0, "0/100 rows · 1/5 shards · 0 tok/s"),
+        (RowCounts(failed=1), 0, 0, "1/100 rows · 1/5 shards · 0 tok/s · 1 failed · 0:16:30 left"),
         (
-            RowCounts(accepted=200, tokens=10),
+            RowCounts(accepted=200),
+            10,
             0,
             "100/100 rows · 1/5 shards · 1 tok/s · 100% accepted · 0:00:00 left",
         ),
     ],
 )
-def test_progress_is_described_in_one_line(made: RowCounts, earlier: int, text: str) -> None:
+def test_progress_is_described_in_one_line(
+    made: RowCounts, tokens: int, earlier: int, text: str
+) -> None:
     progress = Progress(
         planned_rows=100,
         planned_shards=5,
         committed_shards=1,
         earlier_rows=earlier,
         made=made,
+        tokens=tokens,
         seconds=10.0,
+        engines=1,
     )
     assert describe(progress) == text

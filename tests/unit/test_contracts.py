@@ -65,7 +65,14 @@ def test_all_names_that_a_package_exports_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["negtemp_data", "negtemp_data.jobspec", "negtemp_data.judging", "negtemp_data.storage"]
+    "name",
+    [
+        "negtemp_data",
+        "negtemp_data.export",
+        "negtemp_data.jobspec",
+        "negtemp_data.judging",
+        "negtemp_data.storage",
+    ],
 )
 def test_importing_loads_nothing_heavy(name: str) -> None:
     code = (
