@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from test_interrupt import DEADLINE_S, start
+from runs import DEADLINE_S, start
 
 JOB = """
 version: 1
@@ -83,11 +83,12 @@ def judge_pids(out):
     return [int(re.search(r"-(\d+)\.log$", name)[1]) for name in names]
 
 
+@pytest.mark.slow
 def test_a_judge_killed_in_the_middle_costs_no_row(job, negtemp, tmp_path):
     import datasets
 
     out = tmp_path / "out"
-    process = start(job)
+    process = start("run", job)
     end = time.monotonic() + DEADLINE_S
     while not list(out.glob("shard-*.arrow")):
         assert process.poll() is None, process.communicate()

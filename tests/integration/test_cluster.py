@@ -97,6 +97,7 @@ def assert_whole(cluster, out):
     assert len(ids) == len(set(ids)) == N_PROMPTS * 4
 
 
+@pytest.mark.slow
 def test_a_job_is_followed_stopped_and_resumed(cluster, job, tmp_path):
     out = tmp_path / "out"
     job_id = submit(cluster, job)
@@ -142,6 +143,7 @@ def test_a_job_is_followed_stopped_and_resumed(cluster, job, tmp_path):
     assert done.returncode == 2 and "has made this data set already" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_the_cluster_can_not_do_is_refused_before_anything_starts(cluster, job):
     unknown = negtemp(cluster, "jobs", "stop", "no-such-job")
     assert unknown.returncode == 2 and "knows no negtemp job 'no-such-job'" in unknown.stderr
@@ -159,6 +161,7 @@ def test_what_the_cluster_can_not_do_is_refused_before_anything_starts(cluster, 
     assert refused.returncode == 2 and "wants a token" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_passes_its_exit_code_on(cluster, job):
     failing = negtemp(
         cluster, "submit", str(job), "--pip", "none", "--follow",
