@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
 
 from negtemp_data.jobspec.judges import LikelihoodJudgeConfig, needs_twin, single_judges
 from negtemp_data.jobspec.schedules import ScheduleConfig
@@ -103,7 +103,12 @@ class GenerateConfig(StrictModel):
     """Samples per prompt, by arm (a name in `schedules`)."""
     engine: dict[str, Any] = {}
     """vLLM engine arguments, for example {dtype: float32, max_model_len: 2048}."""
-    replicas: Annotated[int, Field(ge=1)] | ReplicaRange = 1
+    replicas: Annotated[
+        Annotated[int, Field(ge=1), Tag("<number>")] | Annotated[ReplicaRange, Tag("<range>")],
+        Discriminator(
+            lambda value: "<range>" if isinstance(value, dict | ReplicaRange) else "<number>"
+        ),
+    ] = 1
     """Engines that generate side by side: a number, or {min, max}."""
     gpus_per_replica: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """GPUs of each engine, all of one machine; auto: tensor_parallel_size ×
