@@ -86,6 +86,8 @@ def describe(progress: Progress) -> str:
         f"{progress.committed_shards}/{progress.planned_shards} shards",
         f"{progress.tokens / progress.seconds:.0f} tok/s",
     ]
+    if made.unverified:
+        parts.append(f"{made.unverified} to verify")
     judged = made.accepted + made.rejected
     if judged:
         parts.append(f"{made.accepted / judged:.0%} accepted")

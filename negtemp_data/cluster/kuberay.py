@@ -20,7 +20,7 @@ from negtemp_data.cluster.bundle import run_command, write_bundle
 from negtemp_data.cluster.pins import uv_field
 from negtemp_data.cluster.visibility import Visibility
 from negtemp_data.errors import ClusterError
-from negtemp_data.jobspec import SAME, EngineJudgeConfig, Job, single_judges
+from negtemp_data.jobspec import SAME, EngineJudgeConfig, Job, count_gpus, single_judges
 
 MAX_CONFIG_MAP_BYTES = 1_000_000
 """Kubernetes refuses a ConfigMap of more than 1 MiB, names and all."""
@@ -130,9 +130,9 @@ def _worker_pods(job: Job, has_gpus: bool) -> WorkerPods:
     ]
     n_judges = sum(judge.replicas for judge in judges)
     generators = job.generate.replica_range
-    gpus = [job.generate.gpus_per_replica, *(judge.gpus_per_replica for judge in judges)]
-    most = max(float(has_gpus) if isinstance(each, str) else each for each in gpus)
-    return WorkerPods(generators.min + n_judges, generators.max + n_judges, math.ceil(most))
+    gpus = [count_gpus(job.generate.gpus_per_replica, job.generate.engine, has_gpus)]
+    gpus += [count_gpus(judge.gpus_per_replica, judge.engine, has_gpus) for judge in judges]
+    return WorkerPods(generators.min + n_judges, generators.max + n_judges, math.ceil(max(gpus)))
 
 
 def _default_image(ray_version: str, has_gpus: bool) -> str:

@@ -40,7 +40,9 @@ from negtemp_data.jobspec.job import (
     Job,
     OutputConfig,
     PromptsConfig,
+    ReplicaRange,
     StructuredConfig,
+    count_gpus,
 )
 from negtemp_data.jobspec.json_schemas import compile_schema
 from negtemp_data.jobspec.judges import (
@@ -131,6 +133,7 @@ __all__ = [
     "RateConfig",
     "RegexCheckConfig",
     "RepetitionCheckConfig",
+    "ReplicaRange",
     "RewardJudgeConfig",
     "RubricConfig",
     "RubricJudgeConfig",
@@ -148,6 +151,7 @@ __all__ = [
     "apply_overrides",
     "build_job",
     "compile_schema",
+    "count_gpus",
     "explain_errors",
     "load_job",
     "needs_twin",

@@ -1,5 +1,7 @@
 """The job file's own model: prompts, generation, output, and how the sections fit together."""
 
+import math
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
@@ -80,6 +82,21 @@ class ReplicaRange(StrictModel):
         if self.min > self.max:
             raise ValueError(f"min ({self.min}) is above max ({self.max})")
         return self
+
+
+def count_gpus(gpus_per_replica: float | str, engine: Mapping[str, Any], has_gpus: bool) -> float:
+    """GPUs of one engine.
+
+    Args:
+        gpus_per_replica: As the job file has it; `auto`: one for each part that the engine cuts its
+            model into.
+        engine: vLLM's engine arguments.
+        has_gpus: Whether the cluster has any; without, `auto` is 0.
+    """
+    if not isinstance(gpus_per_replica, str):
+        return gpus_per_replica
+    parts = (engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
+    return float(math.prod(parts)) if has_gpus else 0.0
 
 
 class GenerateConfig(StrictModel):

@@ -53,7 +53,8 @@ class EngineJudgeConfig(StrictModel):
     replicas: int = Field(default=1, ge=1)
     """Engines for this judge, where it has its own."""
     gpus_per_replica: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = "auto"
-    """GPUs of each; auto: one where the cluster has any."""
+    """GPUs of each, all of one machine; auto: tensor_parallel_size × pipeline_parallel_size, 1 by
+    default, and 0 where there are no GPUs."""
 
     @model_validator(mode="after")
     def _own_engine(self) -> Self:

@@ -116,7 +116,7 @@ class GenerateShard:
         self._worker = Worker(
             settings.job, output, maker, settings.old_rows, watch, settings.shards_in_flight
         )
-        board.engine_ready.remote(watch.worker)
+        board.engine_ready.remote()
         threading.Thread(target=self._keep_reporting, name="report", daemon=True).start()
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:

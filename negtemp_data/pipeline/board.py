@@ -17,13 +17,11 @@ class Board:
     def engine_starts(self, worker: str) -> int:
         """Notes that a worker starts an engine; returns starts since the run last moved on."""
         narrowed = self._suspects.died(worker)
-        self._tally.engines.discard(worker)
         self._tally.starts_in_vain = 1 if narrowed else self._tally.starts_in_vain + 1
         return self._tally.starts_in_vain
 
-    def engine_ready(self, worker: str) -> None:
+    def engine_ready(self) -> None:
         """Notes that an engine takes requests."""
-        self._tally.engines.add(worker)
         self._tally.ready_at = self._tally.ready_at or time.time()
 
     def report(self, process: str, shards: dict[int, RowCounts], tokens: int) -> None:

@@ -7,7 +7,6 @@ replicas, which work while generation goes on.
 """
 
 import logging
-import math
 import os
 import pickle
 import signal
@@ -27,7 +26,7 @@ from ray.data.datasource import ReadTask
 from negtemp_data.engine.adapter import Adapter
 from negtemp_data.engine.engine import EngineSpec
 from negtemp_data.errors import NegtempError, RunError
-from negtemp_data.jobspec import Job
+from negtemp_data.jobspec import Job, count_gpus
 from negtemp_data.pipeline.actors import GenerateShard, WorkerSettings
 from negtemp_data.pipeline.board import Board
 from negtemp_data.pipeline.judges import JudgePool, judge_pools, start_pools
@@ -146,14 +145,14 @@ class ShardGraph:
             RunError: The cluster has not GPUs enough.
         """
         resources = ray.cluster_resources()
-        self._has_gpus = bool(resources.get("GPU"))
-        self._gpus = self._gpus_of(job.generate.gpus_per_replica, job.generate.engine)
+        has_gpus = bool(resources.get("GPU"))
+        self._gpus = count_gpus(job.generate.gpus_per_replica, job.generate.engine, has_gpus)
         self._replicas = job.generate.replica_range
         cpus = resources.get("CPU", 1.0)
         self._worker_cpus = min(_WORKER_CPUS, 0.8 * cpus / self._replicas.max)
         self._board: Any = ray.remote(Board).options(num_cpus=0).remote()
         adapter = inputs.adapter
-        pools = judge_pools(job, inputs.judge_paths, self._gpus_of)
+        pools = judge_pools(job, inputs.judge_paths, has_gpus)
         distinct = set(pools.values())
         n_engines = self._replicas.max + sum(pool.replicas for pool in distinct)
         self._check_gpus(distinct, resources.get("GPU", 0.0))
@@ -172,13 +171,6 @@ class ShardGraph:
             judges=start_pools(pools, n_engines, output),
             old_rows=inputs.old_rows,
         )
-
-    def _gpus_of(self, gpus: float | str, engine: Mapping[str, Any]) -> float:
-        """GPUs of a replica; `auto`: one for each part that the engine cuts its model into."""
-        if not isinstance(gpus, str):
-            return gpus
-        parts = (engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
-        return float(math.prod(parts)) if self._has_gpus else 0.0
 
     def _check_gpus(self, pools: Iterable[JudgePool], available: float) -> None:
         """Replicas that never find a place would keep the others waiting without a word."""

@@ -9,7 +9,7 @@ import json
 import os
 import pickle
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from negtemp_data.jobspec import (
     EngineJudgeConfig,
     Job,
     RewardJudgeConfig,
+    count_gpus,
     single_judges,
 )
 from negtemp_data.judging import Judge, build_judge
@@ -89,24 +90,20 @@ class JudgePool(NamedTuple):
     is_pooling: bool
 
 
-def judge_pools(
-    job: Job,
-    model_paths: Mapping[str, str],
-    gpus_of: Callable[[float | str, Mapping[str, Any]], float],
-) -> dict[str, JudgePool]:
+def judge_pools(job: Job, model_paths: Mapping[str, str], has_gpus: bool) -> dict[str, JudgePool]:
     """The pool of each judge that has engines of its own, by its path in the job file.
 
     Args:
         job: The job.
         model_paths: Folders of those judges' models, by path.
-        gpus_of: What `gpus_per_replica` comes to on this cluster.
+        has_gpus: Whether the cluster has any.
     """
     return {
         path: JudgePool(
             model_paths[path],
             json.dumps(judge.engine, sort_keys=True),
             judge.replicas,
-            gpus_of(judge.gpus_per_replica, judge.engine),
+            count_gpus(judge.gpus_per_replica, judge.engine, has_gpus),
             isinstance(judge, RewardJudgeConfig),
         )
         for path, judge in single_judges(job.verify.judge)

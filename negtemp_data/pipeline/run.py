@@ -326,7 +326,6 @@ class _Run:
             made=self._made_rows + tally.open_rows(self._made),
             tokens=sum(tally.tokens.values()),
             seconds=time.time() - tally.ready_at if tally.ready_at else 0.0,
-            engines=len(tally.engines),
         )
 
 

@@ -56,6 +56,7 @@ class _OpenShard:
     def __init__(self, output: Output, shard: int) -> None:
         self.counts = RowCounts()
         self.tokens = 0
+        self._unverified: set[str] = set()
         self._wip = WipWriter(output, shard)
         self._lock = threading.Lock()
         self._failure: NegtempError | None = None
@@ -64,19 +65,23 @@ class _OpenShard:
         """Counts rows that exist already."""
         for row in earlier.done.values():
             self.counts.add_row(row)
+        self._unverified = set(earlier.generated)
+        self.counts.unverified = len(self._unverified)
 
     def on_generated(self, row: Row) -> None:
         self._check()
         self._wip.add(row)
         with self._lock:
-            self.counts.unverified += 1
+            self._unverified.add(row["id"])
+            self.counts.unverified = len(self._unverified)
 
     def on_done(self, row: Row, n_tokens: int) -> None:
         self._check()
         self._wip.add(row)
         with self._lock:
             self.counts.add_row(row)
-            self.counts.unverified = max(0, self.counts.unverified - 1)
+            self._unverified.discard(row["id"])
+            self.counts.unverified = len(self._unverified)
             self.tokens += n_tokens
 
     def keep(self) -> int:

@@ -55,6 +55,16 @@ def create_file(path: Path, data: bytes, tmp: Path) -> bool:
     return True
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, where they are missing.
+
+    Raises:
+        StorageError: See `create_file`.
+    """
+    with _explain_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def replace_file(path: Path, data: bytes, tmp: Path) -> None:
     """Writes `path`; a reader sees the old content or the new one, never a part.
 

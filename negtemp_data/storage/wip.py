@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from negtemp_data.storage.atomic import create_file
+from negtemp_data.storage.atomic import create_file, make_folder
 from negtemp_data.storage.output import Output
 from negtemp_data.storage.schema import ROW_SCHEMA, rows_to_table
 from negtemp_data.storage.shards import encode_shard
@@ -60,7 +60,7 @@ class WipWriter:
             table = rows_to_table((blank | row for row in rows.values()), may_lack_verdict=True)
             data = encode_shard(table)
             folder = _folder(self._output, self._shard)
-            folder.mkdir(exist_ok=True)
+            make_folder(folder)
             create_file(folder / f"{_digest(data)}{_SUFFIX}", data, self._output.tmp)
         return len(rows)
 
@@ -91,6 +91,8 @@ def remove_wip(output: Output, shard: int) -> None:
 
 def wip_shards(output: Output) -> list[int]:
     """Shards of which rows are kept."""
+    if not output.wip.is_dir():
+        return []
     return sorted(int(path.name) for path in output.wip.iterdir() if path.name.isdecimal())
 
 

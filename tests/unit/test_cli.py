@@ -455,10 +455,11 @@ def test_schema_prints_the_schema_and_refuses_a_stale_file(
     ("made", "tokens", "earlier", "text"),
     [
         (
-            RowCounts(accepted=6, rejected=2, failed=2),
+            RowCounts(accepted=6, rejected=2, failed=2, unverified=7),
             500,
             10,
-            "20/100 rows · 1/5 shards · 50 tok/s · 75% accepted · 2 failed · 0:01:20 left",
+            "20/100 rows · 1/5 shards · 50 tok/s · 7 to verify · 75% accepted · 2 failed · "
+            "0:01:20 left",
         ),
         (RowCounts(), 0, 0, "0/100 rows · 1/5 shards · 0 tok/s"),
         (RowCounts(failed=1), 0, 0, "1/100 rows · 1/5 shards · 0 tok/s · 1 failed · 0:16:30 left"),
@@ -481,6 +482,5 @@ def test_progress_is_described_in_one_line(
         made=made,
         tokens=tokens,
         seconds=10.0,
-        engines=1,
     )
     assert describe(progress) == text

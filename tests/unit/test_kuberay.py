@@ -80,6 +80,10 @@ def test_each_engine_has_a_pod_with_its_gpus(monkeypatch: pytest.MonkeyPatch) ->
     [container] = group["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
     assert container["image"].endswith("-gpu")
+    _, ray_job = make(monkeypatch, "generate.engine.tensor_parallel_size=4")
+    [group] = ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    [container] = group["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "4"
     _, ray_job = make(monkeypatch, "generate.replicas={min: 1, max: 8}")
     assert ray_job["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
     [group] = ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"]

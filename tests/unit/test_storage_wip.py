@@ -100,6 +100,20 @@ def test_what_can_not_be_written_is_an_error_and_what_was_kept_stays(output: Out
     assert len(read_wip(output, 0).done) == 1
 
 
+def test_a_folder_that_can_not_be_made_is_an_error_too(output: Output) -> None:
+    writer = WipWriter(output, 0)
+    writer.add(make_row("p", "control"))
+    output.wip.rmdir()
+    output.wip.write_text("a file")
+    with pytest.raises(StorageError, match=r"wip/00000: can't be written"):
+        writer.flush()
+
+
+def test_without_the_folder_nothing_is_kept(output: Output) -> None:
+    output.wip.rmdir()
+    assert wip_shards(output) == []
+
+
 def test_a_row_that_does_not_fit_is_an_error(output: Output) -> None:
     writer = WipWriter(output, 0)
     writer.add(make_row("p", "control") | {"status": "unheard of"})
