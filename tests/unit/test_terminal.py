@@ -86,7 +86,6 @@ def test_progress_on_a_pipe_is_a_line_now_and_then(
         made=RowCounts(accepted=10),
         tokens=99,
         seconds=10.0,
-        engines=1,
     )
     for now in (1000.0, 1003.0, 1003.5, 1006.0):
         monkeypatch.setattr(time, "monotonic", lambda now=now: now)
