@@ -87,6 +87,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
         self._open: dict[str, _Submission] = {}
         self._n_requests = 0
+        self._n_steps = 0
         self._death: EngineDeadError | None = None
         started: Future[None] = Future()
         self._thread = threading.Thread(
@@ -114,6 +115,11 @@ class Engine:
     def max_num_seqs(self) -> int:
         """Requests that the engine runs at a time, at most."""
         return int(self._llm.vllm_config.scheduler_config.max_num_seqs)
+
+    @property
+    def n_steps(self) -> int:
+        """Steps so far: a sign of life."""
+        return self._n_steps
 
     @property
     def vocab_size(self) -> int:
@@ -166,6 +172,7 @@ class Engine:
             is_open = self._admit(wait=not self._llm.has_unfinished_requests())
             if self._llm.has_unfinished_requests():
                 outputs = self._llm.step()
+                self._n_steps += 1
                 self._resolve([output for output in outputs if output.finished])
             elif not is_open:
                 return
