@@ -113,9 +113,9 @@ class GenerateShard:
             send_output_to(output.logs / f"worker-{self._name}.log")
             self._announce_start()
             begun = time.monotonic()
-            engine = self._engine = Engine(_on_this_machine(settings.engine, settings.job))
-            judge = job_judge(settings.job, engine, settings.judges)
-            maker = ShardMaker(settings.job, engine, judge)
+            self._engine = Engine(_on_this_machine(settings.engine, settings.job))
+            judge = job_judge(settings.job, self._engine, settings.judges)
+            maker = ShardMaker(settings.job, self._engine, judge)
             seconds = round(time.monotonic() - begun, 1)
             output.append_event("engine_ready", worker=self._name, seconds=seconds)
         except NegtempError as error:
@@ -170,7 +170,7 @@ class GenerateShard:
             os._exit(EXIT_ENGINE_DEAD)
 
     def _report(self) -> Any:
-        work = replace(self._worker.work, steps=self._engine.n_steps)
+        work = replace(self._worker.work, steps=self._engine.steps)
         return self._board.report.remote(self._name, self._worker.counts, work)
 
     def _keep_reporting(self) -> None:

@@ -95,7 +95,7 @@ class Monitor:
                 self._past.popleft()
             progress, snapshot = self._progress(), self._snapshot()
         self._reporter.progress(progress)
-        signs = (tally.moves, tally.total.steps)
+        signs = (tally.moves, tally.total.steps.steps)
         standstill = self._stalls.observe(signs, Stage(snapshot.stage))
         if standstill is not None:
             self._tell(standstill, snapshot)

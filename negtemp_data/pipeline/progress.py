@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from negtemp_data.engine.steps import StepLog
+
 
 @dataclass
 class RowCounts:
@@ -51,8 +53,8 @@ class Work:
     """Generated tokens."""
     rows: Counter[str] = field(default_factory=Counter)
     """Rows that got their verdict, by arm."""
-    steps: int = 0
-    """Steps of the engine: the sign of life of rows that take long."""
+    steps: StepLog = field(default_factory=StepLog)
+    """What the engine's steps have cost; they are the sign of life of rows that take long."""
 
     def __add__(self, other: "Work") -> "Work":
         return Work(self.tokens + other.tokens, self.rows + other.rows, self.steps + other.steps)

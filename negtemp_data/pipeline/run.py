@@ -12,6 +12,7 @@ from importlib import metadata
 from negtemp_data.engine.adapter import Adapter, resolve_adapter
 from negtemp_data.engine.arguments import check_engine_arguments
 from negtemp_data.engine.catalogue import Model, resolve_model
+from negtemp_data.engine.steps import StepLog
 from negtemp_data.errors import NegtempError, RequestError
 from negtemp_data.jobspec import (
     SAME,
@@ -27,6 +28,7 @@ from negtemp_data.pipeline.graph import Inputs, ShardGraph, ray_session
 from negtemp_data.pipeline.logs import captured_output
 from negtemp_data.pipeline.metrics import DriverMetrics
 from negtemp_data.pipeline.monitor import Monitor, Reporter
+from negtemp_data.pipeline.progress import Tally
 from negtemp_data.pipeline.reuse import OldRows, find_old_rows, load_old_rows, save_old_rows
 from negtemp_data.prompts import Plan, load_plan, source_digest, write_plan
 from negtemp_data.storage import (
@@ -74,6 +76,8 @@ class RunResult:
     """Tokens that this run generated; rows that an earlier run had kept cost none."""
     seconds: float
     """From the first engine's readiness to the last commit; 0 if nothing was left to do."""
+    steps: StepLog
+    """What the steps of the generators' engines have cost."""
 
 
 @dataclass(frozen=True)
@@ -239,13 +243,13 @@ class _Run:
             host=socket.gethostname(),
             pid=os.getpid(),
         )
-        ready_at, tokens = None, 0
+        tally = Tally()
         if todo:
             self._reporter.note("starting Ray and the engine")
             try:
                 log = self._output.logs / f"driver-{os.getpid()}.log"
                 with captured_output(log), ray_session(self._address, log):
-                    ready_at, tokens = self._make(todo)
+                    tally = self._make(todo)
             except BaseException as error:
                 with suppress(NegtempError):  # what stopped the run is the news
                     self._note_end(error)
@@ -258,21 +262,18 @@ class _Run:
             accepted=totals.overall.accepted,
             rejected=totals.overall.rejected,
             failed=totals.overall.failed,
-            tokens=tokens,
+            tokens=tally.total.tokens,
         )
         return RunResult(
             totals=totals,
             generated=summarise({shard: self._entries[shard] for shard in self._made}),
-            tokens=tokens,
-            seconds=time.time() - ready_at if ready_at else 0.0,
+            tokens=tally.total.tokens,
+            seconds=time.time() - tally.ready_at if tally.ready_at else 0.0,
+            steps=tally.total.steps,
         )
 
-    def _make(self, todo: list[int]) -> tuple[float | None, int]:
-        """Makes shards.
-
-        Returns:
-            When the first engine was ready (seconds since the epoch), and the generated tokens.
-        """
+    def _make(self, todo: list[int]) -> Tally:
+        """Makes shards; returns what the workers reported."""
         model, adapter = self._models.model, self._models.adapter
         judge_paths = {path: judge.path for path, judge in self._models.judges.items()}
         inputs = Inputs(model.path, adapter, judge_paths, self._old_rows)
@@ -291,8 +292,7 @@ class _Run:
                 )
                 if time.monotonic() - self._layout_at > _LAYOUT_EVERY_S:
                     self._write_layout()
-        tally = graph.read_board()
-        return tally.ready_at, tally.total.tokens
+        return graph.read_board()
 
     def _note_end(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):

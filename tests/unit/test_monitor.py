@@ -66,7 +66,7 @@ def test_a_snapshot_holds_earlier_committed_and_open_rows(output: Output) -> Non
     done = {"a": RowCounts(accepted=1), "b": RowCounts(accepted=1, rejected=1)}
     half = {"a": RowCounts(unverified=1), "b": RowCounts(failed=1)}
     # A report may come after the commit of a shard that it still speaks of.
-    board.report("p-1", {1: done, 2: half}, Work(tokens=300, steps=7))
+    board.report("p-1", {1: done, 2: half}, Work(tokens=300))
     monitor.look(board.read())
 
     seen = read_snapshot(output)
