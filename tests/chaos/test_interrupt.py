@@ -8,6 +8,7 @@ from runs import (
     assert_gone,
     digests,
     family,
+    read_events,
     send,
     start,
     wait_for_shards,
@@ -31,6 +32,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes(
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "negtemp resume" in stderr and "Traceback" not in stderr
+    assert len(read_events(out, "run_interrupted")) == 1
     assert_gone(members)
     before = digests(out)
     assert 2 <= len(before) < 12

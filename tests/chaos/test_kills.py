@@ -72,6 +72,8 @@ def test_random_kills_lose_nothing_and_repeat_only_seconds(
         kill_something(kind, process)
         if kind == "worker":
             wait_until(has_new_engine, process)
+            starts = read_events(out, "engine_starts")
+            assert starts[-1]["replaces"] in [start["worker"] for start in starts[:-1]]
         else:
             _, stderr = process.communicate(timeout=120)
             assert process.returncode != 0
