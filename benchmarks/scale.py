@@ -4,6 +4,7 @@
     python benchmarks/scale.py run FOLDER --rows 1000000 --shard-rows 1000 --until 0.5
     python benchmarks/scale.py run FOLDER --rows 1000000 --shard-rows 1000     # goes on
     python benchmarks/scale.py check FOLDER --rows 1000000 --shard-rows 1000
+    python benchmarks/scale.py board                             # 1,000 workers' reports
     python benchmarks/scale.py draw FOLDER                       # tables, and results/scale.svg
 
 Everything but the engine is the product: plan, Ray, four workers with prompts that are encoded,
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import datetime
@@ -35,6 +37,8 @@ from negtemp_data.engine.engine import Generation
 from negtemp_data.engine.steps import StepLog
 from negtemp_data.jobspec import load_job
 from negtemp_data.pipeline import actors, graph
+from negtemp_data.pipeline.board import Board
+from negtemp_data.pipeline.progress import RowCounts, Work
 from negtemp_data.sampling import Injection, Trace
 from negtemp_data.storage import Output
 
@@ -264,6 +268,27 @@ def check(folder, rows, shard_rows):
     print(json.dumps(record))
 
 
+def load_board(n_workers=1000, n_reports=10_000):
+    """Reports a second that the board takes from one process, and what it costs to read it."""
+    import ray
+
+    ray.init(include_dashboard=False, log_to_driver=False)
+    board = ray.remote(Board).options(num_cpus=0).remote()
+    arms = {"control": RowCounts(accepted=100), "negative": RowCounts(rejected=100)}
+    begun = time.monotonic()
+    for i in range(n_reports):
+        worker = i % n_workers
+        shards = {4 * worker + each: arms for each in range(4)}
+        last = board.report.remote(f"10.0.0.1-{worker}", shards, Work(1, Counter(negative=1)))
+    ray.get(last)
+    print(f"{n_reports / (time.monotonic() - begun):,.0f} reports/s")
+    begun = time.monotonic()
+    for _ in range(10):
+        ray.get(board.read.remote())
+    print(f"{n_workers} workers with 4 shards: read in {(time.monotonic() - begun) / 10:.3f} s")
+    ray.shutdown()
+
+
 def write_measure(folder, record):
     with (folder.parent / "measures.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
@@ -338,7 +363,7 @@ def draw_curve(runs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("step", nargs="?", choices=("run", "check", "draw", "drive"))
+    parser.add_argument("step", nargs="?", choices=("run", "check", "draw", "board", "drive"))
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--rows", type=int, default=SIZES[0])
     parser.add_argument("--shard-rows", type=int, default=SHARD_ROWS)
@@ -353,6 +378,8 @@ def main():
             run(options.folder, *size, options.until, options.seconds)
         case "check":
             check(options.folder, *size)
+        case "board":
+            load_board()
         case "draw":
             draw(options.folder)
         case None:
@@ -362,6 +389,7 @@ def main():
                         run(Path(folder), rows, shard_rows, 0.5)
                         run(Path(folder), rows, shard_rows, 1.0)
                         check(Path(folder), rows, shard_rows)
+                load_board()
                 draw(Path(folder))
 
 

@@ -32,6 +32,8 @@ from negtemp_data.storage import Output
 _MAX_STARTS_IN_VAIN = 5
 _LONGEST_PAUSE_S = 30.0
 _REPORT_EVERY_S = 0.5
+_REPORTS_PER_S = 400
+"""Most reports of all workers together: a fraction of what the board takes."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ class GenerateShard:
         return self._board.report.remote(self._name, self._worker.counts, work)
 
     def _keep_reporting(self) -> None:
+        pause_s = max(_REPORT_EVERY_S, self._settings.max_replicas / _REPORTS_PER_S)
         while True:
-            time.sleep(_REPORT_EVERY_S)
+            time.sleep(pause_s)
             self._report()
