@@ -1,6 +1,6 @@
 """Runs of many rows on engines that only sleep: what orchestration costs, and how memory grows.
 
-    python benchmarks/scale.py                                   # everything; an hour on two cores
+    python benchmarks/scale.py                                   # everything: two hours, two cores
     python benchmarks/scale.py run FOLDER --rows 1000000 --shard-rows 1000 --until 0.5
     python benchmarks/scale.py run FOLDER --rows 1000000 --shard-rows 1000     # goes on
     python benchmarks/scale.py check FOLDER --rows 1000000 --shard-rows 1000
@@ -10,11 +10,13 @@
 Everything but the engine is the product: plan, Ray, four workers with prompts that are encoded,
 vLLM's request parameters, rows that are kept and committed, ledger, layout and card. A request to
 the engine is answered by 16 tokens, one of them injected, at the end of a sleep of 50 ms that all
-requests share. One sample a prompt, so rows are prompts. Memory is what processes have taken for
-themselves (RssAnon), read every half second; that of workers is the largest of the four.
+requests share. With `--canned` rows are not even encoded, requested, decoded and checked, so that
+shards come as fast as Ray and the disk take them. One sample a prompt. Memory is what processes
+have taken for themselves (RssAnon), read every half second; that of workers is the largest of four.
 """
 
 import argparse
+import asyncio
 import json
 import queue
 import signal
@@ -36,9 +38,17 @@ from negtemp_data import api
 from negtemp_data.engine.engine import Generation
 from negtemp_data.engine.steps import StepLog
 from negtemp_data.jobspec import load_job
+from negtemp_data.judging import Verdict
 from negtemp_data.pipeline import actors, graph
 from negtemp_data.pipeline.board import Board
+from negtemp_data.pipeline.maker import (
+    ShardMaker,
+    _blank_row,
+    _generation_columns,
+    _verdict_columns,
+)
 from negtemp_data.pipeline.progress import RowCounts, Work
+from negtemp_data.prompts import row_seed
 from negtemp_data.sampling import Injection, Trace
 from negtemp_data.storage import Output
 
@@ -66,6 +76,16 @@ output: {{path: {out}, shard_rows: {shard_rows}}}
 """
 
 
+ANSWER = Generation(
+    token_ids=list(range(1000, 1000 + TOKENS)),
+    logprobs=np.full(TOKENS, -1.5, np.float32),
+    ranks=np.ones(TOKENS, np.int32),
+    text=None,
+    finish_reason="length",
+    trace=Trace([Injection(4, 1004, 7, -1.0, 5, -2.5, 4, 1.5, 0)], 0),
+)
+
+
 class SleepingEngine:
     """What workers need of an engine, without a model."""
 
@@ -86,7 +106,6 @@ class SleepingEngine:
         return future
 
     def _serve(self):
-        injection = Injection(4, 1004, 7, -1.0, 5, -2.5, 4, 1.5, 0)
         while True:
             batch = [self._inbox.get()]
             time.sleep(STEP_S)
@@ -95,16 +114,7 @@ class SleepingEngine:
                     batch.append(self._inbox.get(block=False))
             self.steps += StepLog(1, STEP_S, len(batch))
             for future in batch:
-                future.set_result(
-                    Generation(
-                        token_ids=list(range(1000, 1000 + TOKENS)),
-                        logprobs=np.full(TOKENS, -1.5, np.float32),
-                        ranks=np.ones(TOKENS, np.int32),
-                        text=None,
-                        finish_reason="length",
-                        trace=Trace([injection], 0),
-                    )
-                )
+                future.set_result(ANSWER)
 
 
 class SleepingShard(graph.GenerateShard):
@@ -112,6 +122,27 @@ class SleepingShard(graph.GenerateShard):
 
     def __init__(self, settings, board):
         actors.Engine = SleepingEngine
+        super().__init__(settings, board)
+
+
+class CannedMaker(ShardMaker):
+    """Makes rows without encoding, requests, decoding and checks."""
+
+    def _encode(self, prompt):
+        return [1] * 20
+
+    async def _make_row(self, prompt, token_ids, planned, old, earlier, twin, listener):
+        await asyncio.sleep(STEP_S)
+        seed = row_seed(self._job.seed, prompt.id, planned.sample)
+        row = _blank_row(prompt, planned, seed, 0, []) | _generation_columns(ANSWER, "x " * TOKENS)
+        return row | _verdict_columns(Verdict("accepted"))
+
+
+class CannedShard(SleepingShard):
+    """A worker that makes such rows."""
+
+    def __init__(self, settings, board):
+        actors.ShardMaker = CannedMaker
         super().__init__(settings, board)
 
 
@@ -131,9 +162,9 @@ class Notes:
         self.note(text)
 
 
-def drive(folder):
+def drive(folder, is_canned):
     """The driver's process: makes the job in `folder`, or goes on with it."""
-    graph.GenerateShard = SleepingShard
+    graph.GenerateShard = CannedShard if is_canned else SleepingShard
     job = load_job(str(folder / "job.yaml"))
     notes = Notes(folder / "notes.jsonl")
     notes.note("begin")
@@ -143,9 +174,10 @@ def drive(folder):
         api.run(job, reporter=notes)
 
 
-def prepare(folder, rows, shard_rows):
-    """The folder of one size, its prompts and job written if missing."""
-    folder = folder.absolute() / f"{rows}-{shard_rows}"
+def prepare(folder, rows, shard_rows, is_canned):
+    """The folder of one size and kind, its prompts and job written if missing."""
+    kind = "canned" if is_canned else "encoded"
+    folder = folder.absolute() / f"{rows}-{shard_rows}-{kind}"
     if not (folder / "job.yaml").exists():
         folder.mkdir(parents=True, exist_ok=True)
         prompts = folder / "prompts.jsonl"
@@ -175,7 +207,7 @@ def look(driver):
             kind = process.name()
             if process.pid == driver.pid:
                 kind = "driver"
-            elif "SleepingShard" in title:
+            elif "SleepingShard" in title or "CannedShard" in title:
                 kind = "worker"
             elif "Board" in title:
                 kind = "board"
@@ -184,9 +216,9 @@ def look(driver):
     return found
 
 
-def run(folder, rows, shard_rows, until, longest_s=float("inf")):
+def run(folder, rows, shard_rows, until=1.0, longest_s=float("inf"), is_canned=False):
     """One process of a run, stopped once a share of the shards is committed; measures it."""
-    folder = prepare(folder, rows, shard_rows)
+    folder = prepare(folder, rows, shard_rows, is_canned)
     output = Output(folder / "out")
     n_shards = -(-rows // shard_rows)
     before = len(output.committed_shards())
@@ -194,7 +226,7 @@ def run(folder, rows, shard_rows, until, longest_s=float("inf")):
     begun = time.time()
     log = (folder / "driver.log").open("ab")
     driver = psutil.Popen(
-        [sys.executable, __file__, "drive", str(folder)],
+        [sys.executable, __file__, "drive", str(folder), *["--canned"] * is_canned],
         stdout=log,
         stderr=log,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -208,10 +240,10 @@ def run(folder, rows, shard_rows, until, longest_s=float("inf")):
             driver.send_signal(signal.SIGINT)
             is_stopped = True
         time.sleep(LOOK_EVERY_S)
-    measure(folder, rows, shard_rows, begun, before, series)
+    measure(folder, rows, shard_rows, begun, before, series, is_canned)
 
 
-def measure(folder, rows, shard_rows, begun, before, series):
+def measure(folder, rows, shard_rows, begun, before, series, is_canned):
     """Adds what was measured to measures.jsonl."""
     out = folder / "out"
     notes = [json.loads(line) for line in (folder / "notes.jsonl").open()]
@@ -227,6 +259,7 @@ def measure(folder, rows, shard_rows, begun, before, series):
     record = {
         "rows": rows,
         "shard_rows": shard_rows,
+        "is_canned": is_canned,
         "shards_before": before,
         "shards_made": len(commits),
         "import_s": at["begin"] - begun,
@@ -246,9 +279,9 @@ def measure(folder, rows, shard_rows, begun, before, series):
     print(json.dumps({key: value for key, value in record.items() if key != "series"}, indent=1))
 
 
-def check(folder, rows, shard_rows):
+def check(folder, rows, shard_rows, is_canned):
     """Measures `negtemp check`, `negtemp status` and the size of the output."""
-    folder = prepare(folder, rows, shard_rows)
+    folder = prepare(folder, rows, shard_rows, is_canned)
     out = folder / "out"
     record = {"rows": rows, "shard_rows": shard_rows}
     for command in ("check", "status"):
@@ -305,9 +338,10 @@ def draw(folder):
     measures = [json.loads(line) for line in (folder / "measures.jsonl").open()]
     runs = [m for m in measures if "series" in m]
     titles = [
+        "kind",
         "rows",
         "a shard",
-        "shards before",
+        "before",
         "made",
         "plan s",
         "prepare s",
@@ -316,7 +350,8 @@ def draw(folder):
     ]
     lines = []
     for m in runs:
-        cells = [f"{m['rows']:,}", m["shard_rows"], m["shards_before"], m["shards_made"]]
+        kind = "canned" if m["is_canned"] else "encoded"
+        cells = [kind, f"{m['rows']:,}", m["shard_rows"], m["shards_before"], m["shards_made"]]
         cells += [f"{m[name]:.1f}" for name in ("plan_s", "prepare_s", "start_s")]
         cells += [f"{m['rows_per_s']:,.0f}", *(f"{peak:.0f}" for peak in m["peaks"].values())]
         lines.append(cells)
@@ -352,7 +387,7 @@ def draw_curve(runs):
             axis.plot(
                 [each["shards"] * m["shard_rows"] for each in series],
                 [each[kind] for each in series],
-                label=f"{m['rows']:,} rows, {m['shard_rows']} a shard, {begin}",
+                label=f"{m['rows']:,} rows, {m['shard_rows']:,} a shard, {begin}",
             )
         axis.set(title=kind, xlabel="rows committed", ylim=(0, None))
         axis.set_xscale("symlog", linthresh=1000)
@@ -368,29 +403,35 @@ def main():
     parser.add_argument("--rows", type=int, default=SIZES[0])
     parser.add_argument("--shard-rows", type=int, default=SHARD_ROWS)
     parser.add_argument("--until", type=float, default=1.0, help="share of the shards")
+    parser.add_argument("--canned", action="store_true", help="rows without encoding and checks")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="longest time")
     options = parser.parse_args()
     size = (options.rows, options.shard_rows)
     match options.step:
         case "drive":
-            drive(options.folder)
+            drive(options.folder, options.canned)
         case "run":
-            run(options.folder, *size, options.until, options.seconds)
+            run(options.folder, *size, options.until, options.seconds, options.canned)
         case "check":
-            check(options.folder, *size)
+            check(options.folder, *size, options.canned)
         case "board":
             load_board()
         case "draw":
             draw(options.folder)
         case None:
             with tempfile.TemporaryDirectory() as folder:
-                for rows in SIZES:
-                    for shard_rows in (SHARD_ROWS, DEFAULT_SHARD_ROWS):
-                        run(Path(folder), rows, shard_rows, 0.5)
-                        run(Path(folder), rows, shard_rows, 1.0)
-                        check(Path(folder), rows, shard_rows)
-                load_board()
-                draw(Path(folder))
+                measure_all(Path(folder))
+
+
+def measure_all(folder):
+    for is_canned in (False, True):
+        for rows in SIZES:
+            for shard_rows in (SHARD_ROWS, DEFAULT_SHARD_ROWS):
+                run(folder, rows, shard_rows, 0.5, is_canned=is_canned)
+                run(folder, rows, shard_rows, is_canned=is_canned)
+                check(folder, rows, shard_rows, is_canned)
+    load_board()
+    draw(folder)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A cache of the shard files and nothing more: what is missing in it is read from 
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -72,7 +71,13 @@ def read_ledger(output: Output) -> dict[int, ShardEntry]:
     Raises:
         StorageError: A shard that has to be read is damaged.
     """
-    return {entry.shard: entry for entry, _ in _read_entries(output)}
+    entries = {}
+    for index in output.committed_shards():
+        entry = read_entry(output, index)
+        if entry is None or entry.size_bytes != output.shard_path(index).stat().st_size:
+            entry = describe_shard(output, index)
+        entries[index] = entry
+    return entries
 
 
 def rebuild_ledger(output: Output) -> dict[int, ShardEntry]:
@@ -81,25 +86,14 @@ def rebuild_ledger(output: Output) -> dict[int, ShardEntry]:
     Raises:
         StorageError: A shard that has to be read is damaged, or the disk refused.
     """
-    entries = {}
-    for entry, is_known in _read_entries(output):
-        entries[entry.shard] = entry
-        if not is_known:
+    entries = read_ledger(output)
+    for index, entry in entries.items():
+        if read_entry(output, index) != entry:
             write_entry(output, entry)
     for index in ledger_shards(output):
         if index not in entries:
             entry_path(output, index).unlink()
     return entries
-
-
-def _read_entries(output: Output) -> Iterator[tuple[ShardEntry, bool]]:
-    """Every committed shard, and whether the ledger knows it."""
-    for index in output.committed_shards():
-        entry = read_entry(output, index)
-        if entry is None or entry.size_bytes != output.shard_path(index).stat().st_size:
-            yield describe_shard(output, index), False
-        else:
-            yield entry, True
 
 
 def ledger_shards(output: Output) -> list[int]:
