@@ -55,6 +55,7 @@ class RayCluster:
         self.folder = mkdtemp(prefix="ray-", dir="/tmp")
         dashboard = self._gcs + 1
         self.address = f"http://127.0.0.1:{dashboard}"
+        self.gcs_address = f"127.0.0.1:{self._gcs}"
         self._start(
             "--head",
             f"--port={self._gcs}",

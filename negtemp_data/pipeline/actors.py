@@ -9,6 +9,7 @@ import pickle
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,7 +117,7 @@ class GenerateShard:
         self._worker = Worker(
             settings.job, output, maker, settings.old_rows, watch, settings.shards_in_flight
         )
-        board.engine_ready.remote()
+        board.engine_ready.remote(watch.worker)
         threading.Thread(target=self._keep_reporting, name="report", daemon=True).start()
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +129,9 @@ class GenerateShard:
             self._worker.make(task["shard"])
             ray.get(self._report())  # so that the counts are whole when the last shard is done
         except EngineDeadError as error:
-            self._settings.output.append_event("engine_died", worker=self._name, reason=str(error))
+            with suppress(NegtempError):  # a full disk must not keep a dead engine's actor alive
+                output = self._settings.output
+                output.append_event("engine_died", worker=self._name, reason=str(error))
             # Not an exception: Ray would keep this actor, whose engine is gone.
             os._exit(EXIT_ENGINE_DEAD)
         except NegtempError as error:
@@ -137,7 +140,9 @@ class GenerateShard:
 
     def _pace_starts(self, worker: str) -> None:
         """Waits before a start that follows others in vain, and gives up after some of them."""
-        in_vain = ray.get(self._board.engine_starts.remote(worker)) - self._settings.max_replicas
+        actor = ray.get_runtime_context().current_actor
+        starts = ray.get(self._board.engine_starts.remote(worker, actor))
+        in_vain = starts - self._settings.max_replicas
         if in_vain > (_MAX_STARTS_IN_VAIN - 1) * self._settings.max_replicas:
             raise EngineStartError(
                 f"engines were started {in_vain + self._settings.max_replicas} times without "

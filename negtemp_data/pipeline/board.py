@@ -1,6 +1,7 @@
 """Where workers report to and the driver looks; an actor's plain class."""
 
 import time
+from typing import Any
 
 from negtemp_data.pipeline.progress import RowCounts, Tally
 from negtemp_data.pipeline.suspects import Care, Suspects
@@ -13,19 +14,25 @@ class Board:
         """Nothing has happened yet."""
         self._tally = Tally()
         self._suspects = Suspects()
+        self._workers: dict[str, Any] = {}
 
-    def engine_starts(self, worker: str) -> int:
+    def engine_starts(self, worker: str, actor: Any) -> int:
         """Notes that a worker starts an engine; returns starts since the run last moved on."""
+        self._workers[worker] = actor
+        self._tally.starting[worker] = time.time()
         narrowed = self._suspects.died(worker)
         self._tally.starts_in_vain = 1 if narrowed else self._tally.starts_in_vain + 1
         return self._tally.starts_in_vain
 
-    def engine_ready(self) -> None:
-        """Notes that an engine takes requests."""
+    def engine_ready(self, worker: str) -> None:
+        """Notes that a worker's engine takes requests."""
+        self._tally.starting.pop(worker, None)
         self._tally.ready_at = self._tally.ready_at or time.time()
 
     def report(self, process: str, shards: dict[int, RowCounts], tokens: int) -> None:
         """Replaces the counts of shards, and the tokens of a process."""
+        if shards:
+            self._tally.worked_at = time.time()
         self._tally.shards |= shards
         self._tally.tokens[process] = tokens
 
@@ -49,6 +56,10 @@ class Board:
         """Notes that a shard is committed, and that the run moves on."""
         self._tally.shards.pop(shard, None)
         self._tally.starts_in_vain = 0
+
+    def workers(self) -> list[Any]:
+        """The actors that have ever started an engine."""
+        return list(self._workers.values())
 
     def read(self) -> Tally:
         """All that is known."""

@@ -30,6 +30,7 @@ from negtemp_data.jobspec import Job, count_gpus
 from negtemp_data.pipeline.actors import GenerateShard, WorkerSettings
 from negtemp_data.pipeline.board import Board
 from negtemp_data.pipeline.judges import JudgePool, judge_pools, start_pools
+from negtemp_data.pipeline.machines import watch_machines
 from negtemp_data.pipeline.progress import Tally
 from negtemp_data.pipeline.reuse import OldRows
 from negtemp_data.prompts import prompts_per_shard
@@ -210,14 +211,19 @@ class ShardGraph:
             num_cpus=self._worker_cpus,
             num_gpus=self._gpus,
         )
-        try:
-            for row in committed.iter_rows():
-                if row["failure"]:
-                    raise _unpickle(row["failure"])
-                self._board.committed.remote(row["shard"])
-                yield row["shard"]
-        except ray.exceptions.RayError as error:
-            raise RunError(f"Ray stopped the run: {str(error).strip().splitlines()[0]}.") from error
+        with watch_machines(self._board) as machines:
+            try:
+                for row in committed.iter_rows():
+                    if row["failure"]:
+                        raise _unpickle(row["failure"])
+                    self._board.committed.remote(row["shard"])
+                    yield row["shard"]
+            except ray.exceptions.RayError as error:
+                reason = machines.reason or str(error).strip().splitlines()[0]
+                raise RunError(
+                    f"Ray stopped the run: {reason}; `negtemp resume {self._settings.output.root}` "
+                    "goes on with what there is."
+                ) from error
 
 
 def _unpickle(data: bytes) -> NegtempError:

@@ -1,5 +1,6 @@
 """Counts of a run under way, from the engines' processes to the screen."""
 
+import time
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -58,6 +59,10 @@ class Tally:
     """Engine starts since the run last moved on."""
     ready_at: float | None = None
     """Time (seconds since the epoch) at which the first engine was ready."""
+    worked_at: float = field(default_factory=time.time)
+    """Time at which a worker last had a shard under way."""
+    starting: dict[str, float] = field(default_factory=dict)
+    """Workers whose engines are being started, and since when."""
 
     def open_rows(self, committed: Container[int]) -> RowCounts:
         """Rows of unfinished shards; `committed` ones may still be reported."""

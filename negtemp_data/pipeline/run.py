@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Protocol
 
@@ -146,8 +146,20 @@ def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
     output.read_fingerprint()
     models = _resolve(request.job, reporter)
     with hold_lock(output):
-        plan = load_plan(output.run) or write_plan(request.job, output.run)
+        plan = load_plan(output.run) or _plan_again(request)
         return _Run(request, models, plan, load_old_rows(output), reporter).finish_plan()
+
+
+def _plan_again(request: RunRequest) -> Plan:
+    """The plan of an output that has lost it, from the prompts that it was made from.
+
+    Raises:
+        OutputError: The prompts have changed since.
+    """
+    job, output = request.job, request.output
+    now = replace(output.read_fingerprint(), prompts=source_digest(job.prompts))
+    output.check_fingerprint(now)
+    return write_plan(job, output.run)
 
 
 def _resolve(job: Job, reporter: Reporter) -> _Models:

@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from runs import DEADLINE_S, start
+from runs import DEADLINE_S, Command
 
 JOB = """
 version: 1
@@ -88,15 +88,15 @@ def test_a_judge_killed_in_the_middle_costs_no_row(job, negtemp, tmp_path):
     import datasets
 
     out = tmp_path / "out"
-    process = start("run", job)
+    process = Command("run", job)
     end = time.monotonic() + DEADLINE_S
     while not list(out.glob("shard-*.arrow")):
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.said()
         assert time.monotonic() < end, "no shard was committed in time"
         time.sleep(0.05)
     (pid,) = judge_pids(out)
     os.kill(pid, signal.SIGKILL)
-    _, stderr = process.communicate(timeout=300)
+    stderr = process.end(300)
     assert process.returncode == 0, stderr
     assert "Traceback" not in stderr
     assert len(judge_pids(out)) == 2, "the replica was not replaced"
