@@ -26,7 +26,7 @@ def interrupted(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupted")
     out = folder / "out"
     process = Command("run", write_job(folder, tiny_model, N_PROMPTS))
-    wait_until(lambda: len(digests(out)) >= 4 and kept_files(out), process)
+    wait_until(lambda: len(digests(out)) >= 5 and kept_files(out), process)
     send(process, signal.SIGINT)
     stderr = process.end(60)
     assert process.returncode == 130, stderr
@@ -66,44 +66,35 @@ def assert_refused(done, *words):
     assert all(word in done.stderr for word in words), done.stderr
 
 
-def test_what_can_be_made_again_is_mended_by_the_resume(out, negtemp):
-    before = digests(out)
+def test_damage_is_mended_by_the_resume_or_named_with_its_cure(out, negtemp):
     run = out / "_run"
-    ledger = sorted((run / "shards").iterdir())
-    for path, damage in zip(ledger, (cut, empty, overwrite), strict=False):
-        damage(path)
-    ledger[3].unlink()
-    flip(kept_files(out)[0])
-    cut(out / "state.json")
-    cut(out / "dataset_info.json")
-    (out / "README.md").unlink()
-    (run / "tmp" / "left").write_bytes(b"by a killed run")
-    damaged = [path.name for path in kept_files(out)[:1]]
-    resumed = negtemp("resume", str(out))
-    assert resumed.returncode == 0 and "Traceback" not in resumed.stderr, resumed.stderr
-    assert_complete(negtemp, out, N_PROMPTS, before)
-    assert [event["files"] for event in read_events(out, "wip_damaged")] == [damaged]
-
-
-def test_damage_that_costs_rows_is_named_and_made_good_after_the_cure(out, negtemp):
+    # What costs rows is named, and nothing is begun before the user has decided.
     shards = [out / name for name in sorted(digests(out))]
-    for shard, damage in zip(shards, (cut, empty, overwrite), strict=False):
+    for shard, damage in zip(shards[:2], (cut, overwrite), strict=True):
         damage(shard)
         assert_refused(negtemp("resume", str(out)), str(shard), "delete this file")
         shard.unlink()
-    plan = out / "_run" / "plan.json"
-    cut(plan)
-    assert_refused(negtemp("resume", str(out)), str(plan), "delete it")
-    plan.unlink()
-    # Only a look at every byte finds this one.
-    flip(shards[3])
-    checked = negtemp("check", str(out))
-    assert_refused(checked, f"{shards[3].name}: ", "delete this file")
-    shards[3].unlink()
+    cut(run / "plan.json")
+    assert_refused(negtemp("resume", str(out)), str(run / "plan.json"), "delete it")
+    (run / "plan.json").unlink()
+    flip(shards[2])  # only a look at every byte finds this one
+    assert_refused(negtemp("check", str(out)), f"{shards[2].name}: ", "delete this file")
+    shards[2].unlink()
+    # What can be made again from the shards is.
     before = digests(out)
+    ledger = [run / "shards" / f"{name[6:11]}.json" for name in sorted(before)]
+    cut(ledger[0])
+    ledger[1].unlink()
+    damaged = kept_files(out)[0]
+    flip(damaged)
+    cut(out / "state.json")
+    empty(out / "dataset_info.json")
+    (out / "README.md").unlink()
+    (run / "tmp" / "left").write_bytes(b"by a killed run")
     resumed = negtemp("resume", str(out))
     assert resumed.returncode == 0 and "Traceback" not in resumed.stderr, resumed.stderr
     assert_complete(negtemp, out, N_PROMPTS, before)
+    assert [event["files"] for event in read_events(out, "wip_damaged")] == [[damaged.name]]
 
 
 def test_a_lost_plan_is_not_made_from_other_prompts(out, negtemp, tmp_path):

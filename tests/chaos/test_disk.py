@@ -87,6 +87,7 @@ def assert_readable(negtemp, out):
     return before
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(tiny_model, negtemp, disk):
     process, out = start_run(disk, tiny_model)
     ballast = fill(disk)
