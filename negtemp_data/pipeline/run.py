@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Protocol
@@ -285,8 +285,8 @@ class _Run:
         judge_paths = {path: judge.path for path, judge in self._models.judges.items()}
         inputs = Inputs(model.path, adapter, judge_paths, self._old_rows)
         graph = ShardGraph(self._job, self._output, inputs)
-        with self._shown_progress(graph):
-            for shard in graph.run(todo):
+        with self._shown_progress(graph), closing(graph.run(todo)) as shards:
+            for shard in shards:
                 entry = read_entry(self._output, shard) or describe_shard(self._output, shard)
                 self._entries[shard] = entry
                 for counts in entry.counts.values():

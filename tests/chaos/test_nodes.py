@@ -12,7 +12,8 @@ from runs import (
 
 from ray_cluster import RayCluster
 
-N_PROMPTS = 160
+N_PROMPTS = 320  # more rows than two workers have open at a time
+MAX_TOKENS = 50
 REPLICAS = "{min: 1, max: 3}"
 
 
@@ -41,7 +42,7 @@ def test_a_run_outlives_a_machine_and_uses_a_new_one(cluster, tiny_model, negtem
     out = tmp_path / "out"
     first = cluster.add_raylet("--num-cpus=1")
     second = cluster.add_raylet("--num-cpus=1")
-    job = write_job(tmp_path, tiny_model, N_PROMPTS, max_tokens=200, replicas=REPLICAS)
+    job = write_job(tmp_path, tiny_model, N_PROMPTS, max_tokens=MAX_TOKENS, replicas=REPLICAS)
     process = start_run(cluster, job)
     wait_until(lambda: digests(out) and workers_on(first) and workers_on(second), process)
     cluster.lose(second)
@@ -60,8 +61,7 @@ def test_a_run_whose_machine_is_not_replaced_stops_and_goes_on_with_those_left(
     out = tmp_path / "out"
     first = cluster.add_raylet("--num-cpus=1")
     second = cluster.add_raylet("--num-cpus=1")
-    n_prompts = N_PROMPTS // 4
-    job = write_job(tmp_path, tiny_model, n_prompts, max_tokens=200, replicas="3")
+    job = write_job(tmp_path, tiny_model, N_PROMPTS, max_tokens=MAX_TOKENS, replicas="3")
     process = start_run(cluster, job)
     wait_until(lambda: digests(out) and workers_on(first) and workers_on(second), process)
     cluster.lose(second)
@@ -72,4 +72,4 @@ def test_a_run_whose_machine_is_not_replaced_stops_and_goes_on_with_those_left(
     resumed = start_run(cluster, job)
     stderr = resumed.end(400)
     assert resumed.returncode == 0 and "Traceback" not in stderr, stderr
-    assert_complete(negtemp, out, n_prompts, committed)
+    assert_complete(negtemp, out, N_PROMPTS, committed)
