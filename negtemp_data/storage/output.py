@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,6 +84,11 @@ class Output:
     def events_path(self) -> Path:
         """What happened in the runs, one JSON object a line."""
         return self.run / "events.jsonl"
+
+    @property
+    def progress_path(self) -> Path:
+        """How far the run under way is, by its own account."""
+        return self.run / "progress.json"
 
     @property
     def lock_path(self) -> Path:
@@ -230,6 +236,21 @@ class Output:
                 f"{self.fingerprint_path}: is no fingerprint ({error}); start over with --fresh, "
                 "or choose another --out."
             ) from error
+
+    def write_progress(self, progress: Mapping[str, Any]) -> None:
+        """Replaces what the run under way says of itself.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        self.write_json(self.progress_path, progress)
+
+    def read_progress(self) -> Any:
+        """What the last run said of itself, JSON of whatever kind; None: nothing readable."""
+        try:
+            return json.loads(self.progress_path.read_bytes())
+        except (OSError, ValueError):
+            return None
 
     def check_fingerprint(self, new: Fingerprint) -> None:
         """Refuses a job whose rows would differ from those that are here.
