@@ -17,13 +17,16 @@ class Board:
         self._workers: dict[str, Any] = {}
         self._processes: dict[str, str] = {}
 
-    def engine_starts(self, worker: str, actor: Any, process: str) -> tuple[int, str | None]:
+    def join(self, worker: str, actor: Any) -> None:
+        """Notes a worker's actor, so that the driver can end it."""
+        self._workers[worker] = actor
+
+    def engine_starts(self, worker: str, process: str) -> tuple[int, str | None]:
         """Notes that a worker starts an engine.
 
         Returns:
             Starts since the run last moved on, and the process that this one replaces, if any.
         """
-        self._workers[worker] = actor
         self._tally.starting[worker] = time.time()
         narrowed = self._suspects.died(worker)
         self._tally.engines.discard(worker)
@@ -74,7 +77,7 @@ class Board:
         self.kept()
 
     def workers(self) -> list[Any]:
-        """The actors that have ever started an engine."""
+        """The actors of all workers that there have been."""
         return list(self._workers.values())
 
     def read(self) -> Tally:
