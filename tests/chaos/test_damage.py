@@ -3,21 +3,21 @@
 import json
 import random
 import shutil
-import signal
 
 import pytest
 from runs import (
     Command,
     assert_complete,
     digests,
+    family,
     kept_files,
+    kill,
     read_events,
-    send,
     wait_until,
     write_job,
 )
 
-N_PROMPTS = 24
+N_PROMPTS = 32
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,10 @@ def interrupted(tiny_model, tmp_path_factory):
     """An output with committed shards, and rows of others that are kept."""
     folder = tmp_path_factory.mktemp("interrupted")
     out = folder / "out"
-    process = Command("run", write_job(folder, tiny_model, N_PROMPTS))
+    process = Command("run", write_job(folder, tiny_model, N_PROMPTS, max_tokens=200))
     wait_until(lambda: len(digests(out)) >= 5 and kept_files(out), process)
-    send(process, signal.SIGINT)
-    stderr = process.end(60)
-    assert process.returncode == 130, stderr
+    kill(family(process))  # at once: a run that is stopped politely may finish what is open
+    process.end()
     assert kept_files(out) and len(digests(out)) < N_PROMPTS // 2
     return out
 
