@@ -12,7 +12,7 @@ from runs import (
 
 from ray_cluster import RayCluster
 
-N_PROMPTS = 320  # more rows than two workers have open at a time
+N_PROMPTS = 480  # more rows than two workers have open at a time
 MAX_TOKENS = 50
 REPLICAS = "{min: 1, max: 3}"
 
@@ -40,11 +40,11 @@ def start_run(cluster, job):
 @pytest.mark.slow
 def test_a_run_outlives_a_machine_and_uses_a_new_one(cluster, tiny_model, negtemp, tmp_path):
     out = tmp_path / "out"
-    first = cluster.add_raylet("--num-cpus=1")
+    cluster.add_raylet("--num-cpus=1")
     second = cluster.add_raylet("--num-cpus=1")
     job = write_job(tmp_path, tiny_model, N_PROMPTS, max_tokens=MAX_TOKENS, replicas=REPLICAS)
     process = start_run(cluster, job)
-    wait_until(lambda: digests(out) and workers_on(first) and workers_on(second), process)
+    wait_until(lambda: len(read_events(out, "engine_ready")) >= 2 and workers_on(second), process)
     cluster.lose(second)
     committed = digests(out)
     third = cluster.add_raylet("--num-cpus=1")
@@ -59,11 +59,11 @@ def test_a_run_whose_machine_is_not_replaced_stops_and_goes_on_with_those_left(
     cluster, tiny_model, negtemp, tmp_path
 ):
     out = tmp_path / "out"
-    first = cluster.add_raylet("--num-cpus=1")
+    cluster.add_raylet("--num-cpus=1")
     second = cluster.add_raylet("--num-cpus=1")
     job = write_job(tmp_path, tiny_model, N_PROMPTS, max_tokens=MAX_TOKENS, replicas="3")
     process = start_run(cluster, job)
-    wait_until(lambda: digests(out) and workers_on(first) and workers_on(second), process)
+    wait_until(lambda: len(read_events(out, "engine_ready")) >= 3 and workers_on(second), process)
     cluster.lose(second)
     stderr = process.end(400)
     committed = digests(out)
