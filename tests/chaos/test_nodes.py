@@ -6,6 +6,7 @@ from runs import (
     Command,
     assert_complete,
     digests,
+    read_events,
     wait_until,
     write_job,
 )
