@@ -51,7 +51,10 @@ def read_batch(path: Path, shard: int) -> list[Prompt]:
             batch.validate(full=True)
             return [_to_prompt(row) for row in batch.to_pylist()]
     except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"{path}: shard {shard} can't be read: {error}.") from error
+        raise StorageError(
+            f"{path}: shard {shard} can't be read ({error}); delete {path.with_name('plan.json')}, "
+            f"then `negtemp resume {path.parent.parent}` plans again from the same prompts."
+        ) from error
 
 
 def _to_row(prompt: Prompt) -> dict[str, str | None]:

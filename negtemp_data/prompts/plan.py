@@ -155,7 +155,10 @@ def load_plan(directory: Path) -> Plan | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise StorageError(f"{path}: not a readable plan: {error}.") from error
+        raise StorageError(
+            f"{path}: is damaged ({error}); delete it, then `negtemp resume {directory.parent}` "
+            "plans again from the same prompts."
+        ) from error
 
 
 def read_shard(directory: Path, shard: int) -> list[Prompt]:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from negtemp_data.errors import StorageError, quote
+from negtemp_data.storage.layout import describes_columns
 from negtemp_data.storage.ledger import (
     ShardEntry,
     describe_shard,
@@ -205,6 +206,11 @@ def _compare_layout(output: Output, committed: list[int]) -> Iterator[str]:
         yield (
             f"state.json: lists {len(listed)} files, which are not the {len(committed)} committed "
             f"shards in order; `negtemp resume {output.root}` rewrites it."
+        )
+    if listed and not describes_columns(output):
+        yield (
+            f"{output.info_path.name}: is missing or damaged; `negtemp resume {output.root}` "
+            "rewrites it."
         )
 
 
