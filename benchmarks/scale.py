@@ -382,15 +382,17 @@ def draw_curve(runs):
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axis, kind in zip(axes, ("driver", "worker"), strict=True):
         for m in runs:
-            series = [each for each in m["series"] if each["worker"]]
+            series = [s for s in m["series"] if s["worker"] and s["shards"] > m["shards_before"]]
+            series = series[:: max(1, len(series) // 60)]
+            row_kind = "canned" if m["is_canned"] else "encoded"
             begin = "resumed" if m["shards_before"] else "begun"
             axis.plot(
                 [each["shards"] * m["shard_rows"] for each in series],
                 [each[kind] for each in series],
-                label=f"{m['rows']:,} rows, {m['shard_rows']:,} a shard, {begin}",
+                label=f"{m['rows']:,}, {m['shard_rows']:,} a shard, {row_kind}, {begin}",
             )
         axis.set(title=kind, xlabel="rows committed", ylim=(0, None))
-        axis.set_xscale("symlog", linthresh=1000)
+        axis.set_xscale("log")
     axes[0].set_ylabel("MiB taken for itself")
     axes[1].legend(fontsize=7)
     figure.savefig(RESULTS / "scale.svg", metadata={"Date": None})

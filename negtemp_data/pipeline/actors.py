@@ -32,8 +32,8 @@ from negtemp_data.storage import Output
 _MAX_STARTS_IN_VAIN = 5
 _LONGEST_PAUSE_S = 30.0
 _REPORT_EVERY_S = 0.5
-_REPORTS_PER_S = 400
-"""Most reports of all workers together: a fraction of what the board takes."""
+_REPORTS_PER_S = 200
+"""Most reports of all workers together: a seventh of what the board took when it was measured."""
 
 
 @dataclass(frozen=True)
