@@ -100,7 +100,6 @@ class GenerateShard:
         output = settings.output
         watch = BoardWatch(board)
         try:
-            output.logs.mkdir(parents=True, exist_ok=True)
             send_output_to(output.logs / f"worker-{self._name}.log")
             self._pace_starts(watch.worker)
             output.append_event("engine_starts", worker=self._name)

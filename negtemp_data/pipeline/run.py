@@ -29,6 +29,7 @@ from negtemp_data.pipeline.progress import Progress, RowCounts, Tally
 from negtemp_data.pipeline.reuse import OldRows, find_old_rows, load_old_rows, save_old_rows
 from negtemp_data.prompts import Plan, load_plan, source_digest, write_plan
 from negtemp_data.storage import (
+    Lock,
     Output,
     Totals,
     describe_shard,
@@ -109,7 +110,7 @@ def run_job(request: RunRequest, reporter: Reporter) -> RunResult:
     models = _resolve(job, reporter)
     digest = source_digest(job.prompts)
     output.create()
-    with hold_lock(output):
+    with hold_lock(output) as lock:
         if request.fresh:
             output.reset()
             output.create()
@@ -131,7 +132,7 @@ def run_job(request: RunRequest, reporter: Reporter) -> RunResult:
         output.write_job(write_job(job))
         save_old_rows(output, old_rows)
         output.write_fingerprint(fingerprint)
-        return _Run(request, models, plan, old_rows, reporter).finish_plan()
+        return _Run(request, models, plan, old_rows, reporter, lock).finish_plan()
 
 
 def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
@@ -145,9 +146,9 @@ def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
     _check_request(request)
     output.read_fingerprint()
     models = _resolve(request.job, reporter)
-    with hold_lock(output):
+    with hold_lock(output) as lock:
         plan = load_plan(output.run) or write_plan(request.job, output.run)
-        return _Run(request, models, plan, load_old_rows(output), reporter).finish_plan()
+        return _Run(request, models, plan, load_old_rows(output), reporter, lock).finish_plan()
 
 
 def _resolve(job: Job, reporter: Reporter) -> _Models:
@@ -223,7 +224,9 @@ class _Run:
         plan: Plan,
         old_rows: OldRows | None,
         reporter: Reporter,
+        lock: Lock,
     ) -> None:
+        self._lock = lock
         self._job, self._output, self._address = request.job, request.output, request.address
         self._models = models
         self._plan = plan
@@ -275,6 +278,7 @@ class _Run:
         graph = ShardGraph(self._job, self._output, inputs)
         with self._shown_progress(graph):
             for shard in graph.run(todo):
+                self._lock.check()
                 entry = read_entry(self._output, shard) or describe_shard(self._output, shard)
                 self._entries[shard] = entry
                 for counts in entry.counts.values():

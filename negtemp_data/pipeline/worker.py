@@ -146,7 +146,7 @@ class Worker:
             EngineDeadError: The engine died; what was finished is kept.
             NegtempError: The run can't go on.
         """
-        if self._output.shard_path(shard).exists():
+        if self._output.is_committed(shard):
             return
         opened = self._open[shard] = _OpenShard(self._output, shard)
         try:
@@ -156,7 +156,7 @@ class Worker:
             self._commit(shard, rows, seconds)
         except StorageError:
             # Another worker that was taken for dead may have been faster, and cleaned up.
-            if not self._output.shard_path(shard).exists():
+            if not self._output.is_committed(shard):
                 raise
         finally:
             self._tokens_of_closed += opened.tokens

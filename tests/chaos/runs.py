@@ -11,7 +11,8 @@ from contextlib import suppress
 
 import psutil
 
-from negtemp_data.storage import Output, read_wip
+from negtemp_data.storage import Output, read_wip, wip_shards
+from small_output import shard_file
 
 JOB = """
 version: 1
@@ -128,12 +129,11 @@ def kept_rows(out):
     output = Output(out)
     rows = {}
     for shard in output.committed_shards():
-        table = datasets.Dataset.from_file(str(output.shard_path(shard)))
+        table = datasets.Dataset.from_file(str(shard_file(output, shard)))
         rows |= {row["id"]: row["completion"] for row in table}
-    for shard in range(1000):
-        if (output.wip / f"{shard:05d}").exists():
-            wip = read_wip(output, shard)
-            rows |= {id_: row["completion"] for id_, row in (wip.generated | wip.done).items()}
+    for shard in wip_shards(output):
+        wip = read_wip(output, shard)
+        rows |= {id_: row["completion"] for id_, row in (wip.generated | wip.done).items()}
     return rows
 
 
