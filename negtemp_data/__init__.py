@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from negtemp_data.api import RunStatus, resume, run, status, submit
+    from negtemp_data.api import RunStatus, calibrate, resume, run, status, submit
     from negtemp_data.cluster.jobs import Cluster
     from negtemp_data.export.reader import open_dataset
     from negtemp_data.jobspec import Job, load_job
@@ -26,6 +26,7 @@ __all__ = [
     "Cluster",
     "Job",
     "RunStatus",
+    "calibrate",
     "load_job",
     "open_dataset",
     "resume",

@@ -1,4 +1,4 @@
-"""What notebooks, pipelines and the command line call: run, resume, status, submit.
+"""What notebooks, pipelines and the command line call: run, resume, calibrate, status, submit.
 
 `import negtemp_data` offers these names and loads this module with the first one that is used.
 Knows nothing of terminals: progress goes to a `Reporter`.
@@ -16,6 +16,7 @@ from negtemp_data.storage import JOB_FILE, Output, Totals, is_held, read_ledger,
 
 if TYPE_CHECKING:
     from negtemp_data.cluster.jobs import Cluster, Submission
+    from negtemp_data.pipeline.estimate import Estimate
     from negtemp_data.pipeline.progress import Progress
     from negtemp_data.pipeline.run import Reporter, RunResult
 
@@ -81,6 +82,30 @@ def resume(
     from negtemp_data.pipeline.run import RunRequest, resume_job  # noqa: PLC0415
 
     return resume_job(RunRequest(saved_job(out), Output(out), address), reporter or Silent())
+
+
+def calibrate(
+    job: Job | AnyPath,
+    n_prompts: int,
+    *,
+    address: str | None = None,
+    reporter: "Reporter | None" = None,
+) -> "Estimate":
+    """Runs a few prompts of `job` and tells from them what all take; nothing of it is kept.
+
+    Args:
+        job: A job, or the path of a job file.
+        n_prompts: Prompts to run; the estimate is best where their rows fill the engine's batch.
+        address: See `run`.
+        reporter: Told of progress; None: nobody.
+
+    Raises:
+        RequestError: The request is wrong; nothing was started.
+        RunError: The run stopped.
+    """
+    from negtemp_data.pipeline.calibrate import calibrate as calibrate_job  # noqa: PLC0415
+
+    return calibrate_job(as_job(job), n_prompts, address, reporter or Silent())
 
 
 def status(out: AnyPath) -> RunStatus:

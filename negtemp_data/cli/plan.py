@@ -1,11 +1,17 @@
 """`negtemp plan`: what a job will do, before anything starts."""
 
 import shutil
-from pathlib import Path
 from typing import Any
 
 import click
 
+from negtemp_data.cli.costs import (
+    describe_memory,
+    estimate_json,
+    estimate_lines,
+    memory_lines,
+    run_calibration,
+)
 from negtemp_data.cli.options import gather_overrides, job_argument, json_option, print_json
 from negtemp_data.errors import ModelError, PromptError, quote
 from negtemp_data.jobspec import Job, load_job
@@ -19,7 +25,10 @@ _NO_LIMIT = 1 << 20
 """Tokens of a context whose length the job does not give."""
 
 
-@click.command(epilog="Example:  negtemp plan jobs/quickstart.yaml --prompts 1")
+@click.command(
+    epilog="Examples:  negtemp plan jobs/quickstart.yaml --prompts 1;  "
+    "negtemp plan jobs/quickstart.yaml --calibrate 16"
+)
 @job_argument
 @click.option(
     "--prompts",
@@ -29,6 +38,17 @@ _NO_LIMIT = 1 << 20
     type=click.IntRange(min=0),
     help="Show this many prompts and their schedules.",
 )
+@click.option(
+    "--calibrate",
+    "n_calibrated",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Run N prompts for real, judge included, and tell from them tokens, accepted rows and "
+    "time of the whole job.",
+)
+@click.option(
+    "--address", metavar="HOST:PORT", help="Ray cluster to calibrate on; default: a Ray of its own."
+)
 @json_option
 def command(
     job_file: str,
@@ -36,6 +56,8 @@ def command(
     limit: int | None,
     out: str | None,
     n_shown: int,
+    n_calibrated: int | None,
+    address: str | None,
     as_json: bool,
 ) -> None:
     """Show shards, schedules, rendered prompts, where rules fire, and what it takes.
@@ -61,8 +83,11 @@ def command(
         "prompts_per_shard": per_shard,
         "shards": -(-n_prompts // per_shard),
         "max_completion_tokens": n_prompts * job.samples_per_prompt * job.generate.max_tokens,
-        "memory": _memory(job),
+        "memory": describe_memory(job),
     }
+    if n_calibrated is not None:
+        estimate = run_calibration(job, n_calibrated, address, quiet=as_json)
+        summary["estimate"] = estimate_json(estimate, job)
     encoder = _encoder(job)
     schedules = {
         arm: describe_schedule(job.schedules[arm], job.generate.max_tokens)
@@ -73,6 +98,10 @@ def command(
         print_json(summary | {"schedules": schedules, "shown": details})
     else:
         _print(job, summary, schedules, details)
+        if n_calibrated is not None:
+            _echo("\n── what it takes")
+            for line in estimate_lines(estimate, job):
+                _echo(line)
 
 
 def _describe(job: Job, prompt: Prompt, encoder: Any) -> dict[str, Any]:
@@ -135,14 +164,6 @@ def _encoder(job: Job) -> Any:
     return PromptEncoder(tokenizer, max_len - 1, job.generate.chat_template_kwargs)
 
 
-def _memory(job: Job) -> dict[str, float] | None:
-    """GiB of the weights, and MiB of KV cache per 1,000 tokens; None where it can't be told."""
-    from negtemp_data.engine.catalogue import local_path, measure_model  # noqa: PLC0415
-
-    path = local_path(job.generate.model)
-    return measure_model(Path(path)) if path else None
-
-
 def _print(
     job: Job,
     summary: dict[str, Any],
@@ -183,14 +204,8 @@ def _print_summary(job: Job, summary: dict[str, Any]) -> None:
         f"rows in {summary['shards']} shards of {summary['prompts_per_shard']} prompts; at most "
         f"{summary['max_completion_tokens']:,} completion tokens"
     )
-    memory = summary["memory"]
-    if memory is not None:
-        _echo(
-            f"{job.generate.model}: weights {memory['weights_gib']:.2f} GiB, KV cache "
-            f"{memory['kv_mib_per_1000_tokens']:.1f} MiB per 1,000 tokens"
-        )
-    else:
-        _echo(f"{job.generate.model} is not on this machine yet: no estimate of memory.")
+    for line in memory_lines(job, summary["memory"]):
+        _echo(line)
 
 
 def _echo(text: str) -> None:

@@ -10,6 +10,7 @@ work with ours.
 import os
 import queue
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from negtemp_data.engine.arguments import machine_defaults, prepare_environment
 from negtemp_data.engine.compile import KEY
+from negtemp_data.engine.steps import StepLog
 from negtemp_data.errors import EngineDeadError, EngineStartError, GenerationError, quote
 from negtemp_data.sampling import Injection, Schedule, Trace
 
@@ -88,6 +90,7 @@ class Engine:
         self._open: dict[str, _Submission] = {}
         self._n_requests = 0
         self._death: EngineDeadError | None = None
+        self._steps = StepLog()
         started: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._run, args=(spec, started), name="engine", daemon=True
@@ -114,6 +117,11 @@ class Engine:
     def max_num_seqs(self) -> int:
         """Requests that the engine runs at a time, at most."""
         return int(self._llm.vllm_config.scheduler_config.max_num_seqs)
+
+    @property
+    def steps(self) -> StepLog:
+        """What its steps have cost so far."""
+        return self._steps
 
     @property
     def vocab_size(self) -> int:
@@ -165,10 +173,19 @@ class Engine:
         while True:
             is_open = self._admit(wait=not self._llm.has_unfinished_requests())
             if self._llm.has_unfinished_requests():
-                outputs = self._llm.step()
+                outputs = self._step()
                 self._resolve([output for output in outputs if output.finished])
             elif not is_open:
                 return
+
+    def _step(self) -> "list[RequestOutput | PoolingRequestOutput[Any]]":
+        places = self.max_num_seqs
+        n = min(len(self._open), places)
+        begun = time.perf_counter()
+        outputs = self._llm.step()
+        seconds = time.perf_counter() - begun
+        self._steps += StepLog(1, seconds, n, n * n, n * seconds, n, places)
+        return outputs
 
     def _admit(self, wait: bool) -> bool:
         """Adds what has arrived; False when the engine is asked to close."""

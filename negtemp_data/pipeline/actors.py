@@ -103,9 +103,9 @@ class GenerateShard:
             send_output_to(output.logs / f"worker-{self._name}.log")
             self._pace_starts(watch.worker)
             output.append_event("engine_starts", worker=self._name)
-            engine = Engine(_on_this_machine(settings.engine, settings.job))
-            judge = job_judge(settings.job, engine, settings.judges)
-            maker = ShardMaker(settings.job, engine, judge)
+            self._engine = Engine(_on_this_machine(settings.engine, settings.job))
+            judge = job_judge(settings.job, self._engine, settings.judges)
+            maker = ShardMaker(settings.job, self._engine, judge)
         except NegtempError as error:
             self._failure = error
             return
@@ -146,7 +146,10 @@ class GenerateShard:
             time.sleep(min(_LONGEST_PAUSE_S, 2.0 ** (in_vain / self._settings.max_replicas)))
 
     def _report(self) -> Any:
-        return self._board.report.remote(self._name, self._worker.counts, self._worker.tokens)
+        worker = self._worker
+        return self._board.report.remote(
+            self._name, worker.counts, worker.tokens, self._engine.steps
+        )
 
     def _keep_reporting(self) -> None:
         while True:

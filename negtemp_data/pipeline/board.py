@@ -2,6 +2,7 @@
 
 import time
 
+from negtemp_data.engine.steps import StepLog
 from negtemp_data.pipeline.progress import RowCounts, Tally
 from negtemp_data.pipeline.suspects import Care, Suspects
 
@@ -24,10 +25,13 @@ class Board:
         """Notes that an engine takes requests."""
         self._tally.ready_at = self._tally.ready_at or time.time()
 
-    def report(self, process: str, shards: dict[int, RowCounts], tokens: int) -> None:
-        """Replaces the counts of shards, and the tokens of a process."""
+    def report(
+        self, process: str, shards: dict[int, RowCounts], tokens: int, steps: StepLog
+    ) -> None:
+        """Replaces the counts of shards, and a process's tokens and what its steps have cost."""
         self._tally.shards |= shards
         self._tally.tokens[process] = tokens
+        self._tally.steps[process] = steps
 
     def begin(self, worker: str, shard: int) -> Care | None:
         """See `Suspects.begin`."""

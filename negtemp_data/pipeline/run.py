@@ -12,6 +12,7 @@ from typing import Protocol
 from negtemp_data.engine.adapter import Adapter, resolve_adapter
 from negtemp_data.engine.arguments import check_engine_arguments
 from negtemp_data.engine.catalogue import Model, resolve_model
+from negtemp_data.engine.steps import StepLog
 from negtemp_data.errors import NegtempError, RequestError
 from negtemp_data.jobspec import (
     SAME,
@@ -74,6 +75,8 @@ class RunResult:
     """Tokens that this run generated; rows that an earlier run had kept cost none."""
     seconds: float
     """From the first engine's readiness to the last commit; 0 if nothing was left to do."""
+    steps: StepLog
+    """What the steps of the generators' engines have cost."""
 
 
 @dataclass(frozen=True)
@@ -245,13 +248,13 @@ class _Run:
     def finish_plan(self) -> RunResult:
         todo = [shard for shard in range(self._plan.n_shards) if shard not in self._entries]
         self._output.append_event("run_started", shards=len(todo), planned=self._plan.n_rows)
-        ready_at, tokens = None, 0
+        tally = Tally()
         if todo:
             self._reporter.note("starting Ray and the engine")
             try:
                 log = self._output.logs / f"driver-{os.getpid()}.log"
                 with captured_output(log), ray_session(self._address, log):
-                    ready_at, tokens = self._make(todo)
+                    tally = self._make(todo)
             except BaseException as error:
                 with suppress(NegtempError):  # what stopped the run is the news
                     self._output.append_event("run_stopped", reason=f"{error!r}"[:1000])
@@ -262,16 +265,13 @@ class _Run:
         return RunResult(
             totals=summarise(self._entries, planned_by_arm(self._plan)),
             generated=summarise({shard: self._entries[shard] for shard in self._made}),
-            tokens=tokens,
-            seconds=time.time() - ready_at if ready_at else 0.0,
+            tokens=sum(tally.tokens.values()),
+            seconds=time.time() - tally.ready_at if tally.ready_at else 0.0,
+            steps=sum(tally.steps.values(), StepLog()),
         )
 
-    def _make(self, todo: list[int]) -> tuple[float | None, int]:
-        """Makes shards.
-
-        Returns:
-            When the first engine was ready (seconds since the epoch), and the generated tokens.
-        """
+    def _make(self, todo: list[int]) -> Tally:
+        """Makes shards; returns what the workers reported."""
         model, adapter = self._models.model, self._models.adapter
         judge_paths = {path: judge.path for path, judge in self._models.judges.items()}
         inputs = Inputs(model.path, adapter, judge_paths, self._old_rows)
@@ -287,8 +287,7 @@ class _Run:
                 self._output.append_event("shard_committed", shard=shard)
                 if time.monotonic() - self._layout_at > _LAYOUT_EVERY_S:
                     self._write_layout()
-        tally = graph.read_board()
-        return tally.ready_at, sum(tally.tokens.values())
+        return graph.read_board()
 
     def _write_layout(self) -> None:
         """Brings layout and card up to date with what is committed."""

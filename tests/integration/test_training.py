@@ -123,6 +123,20 @@ def test_every_format_loads_with_both_splits(export: Any, name: str, columns: An
         assert set(loaded["train"].column_names) == columns
 
 
+@pytest.mark.parametrize("name", ["sft-tokens", "unlikelihood"])
+def test_formats_of_tokens_repeat_byte_for_byte(
+    output: Output, model_path: str, tmp_path: Path, name: str
+) -> None:
+    split = PromptSplit({"train": 0.7, "test": 0.3})
+    files = []
+    for dest in (tmp_path / "first", tmp_path / "second"):
+        chosen = build_format(name, make_job(model_path), {})
+        export_output(ExportRequest(output, dest, name, chosen, split))
+        files.append({p.relative_to(dest): p.read_bytes() for p in dest.rglob("*") if p.is_file()})
+    assert files[0] == files[1]
+    assert {path.name for path in files[0]} >= {"train-00000.parquet", "test-00000.parquet"}
+
+
 def arguments(tmp_path: Path) -> dict[str, Any]:
     return {
         "output_dir": str(tmp_path / "model"),

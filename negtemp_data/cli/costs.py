@@ -1,0 +1,135 @@
+"""What a job takes, as `negtemp plan` shows it: memory by arithmetic, time by a calibration."""
+
+import os
+import shutil
+import signal
+import subprocess
+from contextlib import closing
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from negtemp_data import api
+from negtemp_data.jobspec import Job, count_gpus
+
+if TYPE_CHECKING:
+    from negtemp_data.pipeline.estimate import Estimate
+
+_GPU_SHARE = 0.92
+"""Share of a GPU's memory that vLLM takes. Source: vllm 0.32, config/cache.py,
+`gpu_memory_utilization`."""
+_CPU_KV_GIB = 2.0
+"""See `machine_defaults`."""
+
+
+def describe_memory(job: Job) -> dict[str, Any] | None:
+    """What the model takes, and what an engine of this machine has for it.
+
+    Returns:
+        `weights_gib`, `kv_mib_per_1000_tokens`, `engine_gib` (weights and KV cache together),
+        `fits` and `samples_at_once` (of `max_tokens` each). None where the model is not on this
+        machine or its config does not say.
+    """
+    from negtemp_data.engine.catalogue import local_path, measure_model  # noqa: PLC0415
+
+    path = local_path(job.generate.model)
+    model = measure_model(Path(path)) if path else None
+    if model is None:
+        return None
+    weights_gib = model["weights_gib"]
+    gpu_gib = _gpu_memory_gib()
+    if gpu_gib is None:
+        engine_gib = weights_gib + _CPU_KV_GIB
+    else:
+        share = float(job.generate.engine.get("gpu_memory_utilization", _GPU_SHARE))
+        gpus = count_gpus(job.generate.gpus_per_replica, job.generate.engine, has_gpus=True)
+        engine_gib = gpu_gib * share * gpus
+    kv_mib = (engine_gib - weights_gib) * 1024
+    tokens = kv_mib / model["kv_mib_per_1000_tokens"] * 1000
+    return {
+        **model,
+        "engine_gib": engine_gib,
+        "fits": tokens >= job.generate.max_tokens,
+        "samples_at_once": max(0, int(tokens / job.generate.max_tokens)),
+    }
+
+
+def memory_lines(job: Job, memory: dict[str, Any] | None) -> list[str]:
+    """What `describe_memory` says, in words."""
+    model = job.generate.model
+    if memory is None:
+        return [f"{model} is not on this machine yet: no estimate of memory."]
+    takes = (
+        f"{model}: weights {memory['weights_gib']:.2f} GiB, KV cache "
+        f"{memory['kv_mib_per_1000_tokens']:.1f} MiB per 1,000 tokens"
+    )
+    has = f"an engine on this machine has {memory['engine_gib']:.1f} GiB for both"
+    if not memory["fits"]:
+        return [takes, f"{has}: too little; use more or larger GPUs (tensor_parallel_size)"]
+    n = memory["samples_at_once"]
+    return [takes, f"{has}: room for {n:,} samples of {job.generate.max_tokens} tokens at a time"]
+
+
+def run_calibration(job: Job, n_prompts: int, address: str | None, quiet: bool) -> "Estimate":
+    """Runs a calibration and shows how it gets on."""
+    from negtemp_data.cli.display import RunDisplay  # noqa: PLC0415
+    from negtemp_data.cli.run import interrupt  # noqa: PLC0415
+
+    signal.signal(signal.SIGTERM, interrupt)
+    # A duplicate, because a run sends what Ray and vLLM print to a file.
+    with (
+        os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8") as screen,
+        closing(RunDisplay(screen, quiet)) as display,
+    ):
+        return api.calibrate(job, n_prompts, address=address, reporter=display)
+
+
+def estimate_json(estimate: "Estimate", job: Job) -> dict[str, Any]:
+    """The estimate for programs."""
+    return {**asdict(estimate), "gpu_hours": _gpu_hours(estimate, job)}
+
+
+def estimate_lines(estimate: "Estimate", job: Job) -> list[str]:
+    """The estimate in words."""
+    engines = "1 engine" if estimate.replicas == 1 else f"{estimate.replicas} engines"
+    lines = [
+        f"calibrated on {estimate.calibrated_rows} rows: {estimate.tokens:,.0f} tokens "
+        f"(± {estimate.tokens_error:,.0f}), {estimate.accepted_rows:,.0f} of {estimate.rows:,} "
+        "rows accepted",
+        f"about {_duration(estimate.seconds)} on {engines}, of which {_duration(estimate.start_s)} "
+        "start and end",
+    ]
+    if hours := _gpu_hours(estimate, job):
+        lines[-1] += f"; {hours:.2f} GPU hours"
+    if not estimate.is_full:
+        lines.append(
+            "The calibration did not fill the engine's batch, so the time is extrapolated; more "
+            "prompts make it surer."
+        )
+    return lines
+
+
+def _gpu_hours(estimate: "Estimate", job: Job) -> float:
+    has_gpus = _gpu_memory_gib() is not None
+    gpus = count_gpus(job.generate.gpus_per_replica, job.generate.engine, has_gpus)
+    return estimate.seconds / 3600 * gpus * estimate.replicas
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
+
+
+def _gpu_memory_gib() -> float | None:
+    """Memory of this machine's smallest GPU; None: it has none that answers."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    done = subprocess.run(
+        ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    sizes = [int(line) for line in done.stdout.split() if line.isdigit()]
+    return min(sizes) / 1024 if sizes and not done.returncode else None
