@@ -58,8 +58,8 @@ def check_uri(uri: str) -> str:
             f"{uri}: an output can't be on {scheme}://, which has no conditional PUT that is known "
             "to work; accepted are a folder, and s3://, gs:// and az:// URIs."
         )
-    path = path.strip("/")
-    if not path or _WILDCARDS.intersection(path):
+    path = path.rstrip("/")
+    if not path.partition("/")[0] or _WILDCARDS.intersection(path):
         raise OutputError(
             f"{uri}: must name a bucket, and a folder in it if you like, without any of * ? [ ]."
         )
@@ -89,8 +89,13 @@ class ObjectStore(Store):
 
         return fsspec.filesystem(self.root.partition("://")[0], use_listings_cache=False)
 
+    @property
+    def _folder(self) -> str:
+        path: str = self._fs._strip_protocol(self.root)
+        return path
+
     def _path(self, name: str) -> str:
-        return f"{self.root.partition('://')[2]}/{name}"
+        return f"{self._folder}/{name}"
 
     def at(self, name: str) -> "ObjectStore":
         """See `Store`."""
@@ -128,7 +133,7 @@ class ObjectStore(Store):
         return {name: size for name, kind, size in self._list() if kind == "file"}
 
     def _list(self) -> Iterator[tuple[str, str, int]]:
-        path = self.root.partition("://")[2]
+        path = self._folder
         with suppress(FileNotFoundError), self._reading(""):
             for entry in self._fs.ls(path, detail=True):
                 # A console's placeholder for a folder is an object with the folder's own name.
@@ -150,15 +155,17 @@ class ObjectStore(Store):
 
     def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
         """See `Store`; many requests at a time."""
-        by_path = {self._path(name): name for name in names}
+        wanted = list(names)
         found = {}
-        if by_path:
-            with self._reading(""):
-                for path, answer in self._fs.cat(list(by_path), on_error="return").items():
-                    if isinstance(answer, bytes):
-                        found[by_path[path]] = answer
-                    elif not isinstance(answer, FileNotFoundError):
-                        raise answer
+        with self._reading(""):
+            # Not `cat`, which first asks for each object whether it is there.
+            paths = [self._path(name) for name in wanted]
+            answers = self._fs.cat_ranges(paths, None, None, on_error="return")
+            for name, answer in zip(wanted, answers, strict=True):
+                if isinstance(answer, bytes):
+                    found[name] = answer
+                elif not isinstance(answer, FileNotFoundError):
+                    raise answer
         return found
 
     def load(self, name: str) -> pa.Buffer:
@@ -215,20 +222,26 @@ class ObjectStore(Store):
     def remove(self, names: Iterable[str]) -> None:
         """See `Store`."""
         paths = [self._path(name) for name in names]
-        if paths:
-            self._remove(paths, recursive=False)
+        with self._clearing():
+            try:
+                self._fs.rm(paths)
+            except FileNotFoundError:  # some stop at the first one that is not there
+                for path in paths:
+                    with suppress(FileNotFoundError):
+                        self._fs.rm_file(path)
 
     def remove_tree(self, name: str) -> None:
         """See `Store`."""
-        self._remove(self._path(name), recursive=True)
+        with self._clearing(), suppress(FileNotFoundError):
+            self._fs.rm(self._path(name), recursive=True)
 
     def clean_tmp(self) -> None:
         """See `Store`; an upload that was cut off has left no object."""
 
-    def _remove(self, path: str | list[str], *, recursive: bool) -> None:
+    @contextmanager
+    def _clearing(self) -> Iterator[None]:
         try:
-            with suppress(FileNotFoundError):
-                self._fs.rm(path, recursive=recursive)
+            yield
         except Exception as error:
             raise StorageError(
                 f"{self.root}: can't be cleared: {_reason(error)}; remove it by hand, or choose "

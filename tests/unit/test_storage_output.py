@@ -50,12 +50,6 @@ def test_an_output_pickles_and_does_not_depend_on_the_working_directory(
     assert pickle.loads(pickle.dumps(Output("out"))).root == str(tmp_path / "out")
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/out", "hf://datasets/me/out"])
-def test_object_stores_are_refused(url: str) -> None:
-    with pytest.raises(OutputError, match="object stores are not supported yet"):
-        Output(url)
-
-
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(OutputError, match="is no negtemp output"):
