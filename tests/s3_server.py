@@ -5,7 +5,6 @@ one request is answered after the other. `ignores_conditions` makes it a store t
 conditional PUT and does not look at the condition, as older ones do.
 """
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 import fsspec
 
-ACCOUNT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+ACCOUNT = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "never-to-be-saved"}
 
 
 @dataclass
@@ -73,8 +72,3 @@ def serve_s3() -> Iterator[S3Server]:
     finally:
         server.shutdown()
         thread.join()
-
-
-def set_environment(server: S3Server) -> dict[str, str]:
-    """The environment of a command line that reaches the server."""
-    return os.environ | server.environment

@@ -110,7 +110,9 @@ def write_output(
     output.create()
     job = job or make_job()
     output.write_job(write_job(job))
-    output.write_fingerprint(Fingerprint({}, "prompts", "revision-1"))
+    output.write_fingerprint(
+        Fingerprint({"output": {"keep": job.output.keep}}, "prompts", "revision-1")
+    )
     n_shards = 0
     for index, rows in enumerate(shards):
         commit_shard(output, index, build_shard(index, list(rows), job.output.keep, 1.0))

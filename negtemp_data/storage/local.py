@@ -179,7 +179,7 @@ class LocalStore(Store):
             with _explain_removal(self.folder / name):
                 (self.folder / name).unlink(missing_ok=True)
 
-    def remove_tree(self, name: str) -> None:
+    def remove_tree(self, name: str = "") -> None:
         """See `Store`."""
         path = self.folder / name
         with _explain_removal(path):

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from typing import Any, BinaryIO, NamedTuple
 from uuid import uuid4
 
@@ -23,8 +24,8 @@ from negtemp_data.storage.store import Store
 class _Kind(NamedTuple):
     """A kind of object store whose file system does a conditional PUT."""
 
-    protocol: str
-    """fsspec's name of it."""
+    library: str
+    """Its module."""
     install: str
     """What brings its library."""
 
@@ -33,12 +34,12 @@ class _Kind(NamedTuple):
 # `simple_upload` and `initiate_upload`: ifGenerationMatch=0; adlfs 2026.8, spec.py, `_pipe_file`:
 # upload_blob(overwrite=False), which sends If-None-Match.
 _KINDS = {
-    "s3": _Kind("s3", "'negtemp-data[s3]'"),
-    "s3a": _Kind("s3", "'negtemp-data[s3]'"),
-    "gs": _Kind("gs", "'negtemp-data[gcs]'"),
-    "gcs": _Kind("gs", "'negtemp-data[gcs]'"),
-    "az": _Kind("az", "adlfs"),
-    "abfs": _Kind("az", "adlfs"),
+    "s3": _Kind("s3fs", "'negtemp-data[s3]'"),
+    "s3a": _Kind("s3fs", "'negtemp-data[s3]'"),
+    "gs": _Kind("gcsfs", "'negtemp-data[gcs]'"),
+    "gcs": _Kind("gcsfs", "'negtemp-data[gcs]'"),
+    "az": _Kind("adlfs", "adlfs"),
+    "abfs": _Kind("adlfs", "adlfs"),
 }
 
 _WILDCARDS = frozenset("*?[]")
@@ -50,8 +51,6 @@ def check_uri(uri: str) -> str:
     Raises:
         OutputError: Of another kind, without a bucket, with wildcards, or its library is missing.
     """
-    import fsspec  # noqa: PLC0415
-
     scheme, _, path = uri.partition("://")
     if scheme not in _KINDS:
         raise OutputError(
@@ -63,13 +62,11 @@ def check_uri(uri: str) -> str:
         raise OutputError(
             f"{uri}: must name a bucket, and a folder in it if you like, without any of * ? [ ]."
         )
-    try:
-        fsspec.get_filesystem_class(_KINDS[scheme].protocol)
-    except ImportError as error:
+    if find_spec(_KINDS[scheme].library) is None:
         raise OutputError(
-            f"{uri}: outputs on {scheme}:// need a library that is not installed; run "
-            f"pip install {_KINDS[scheme].install}."
-        ) from error
+            f"{uri}: outputs on {scheme}:// need {_KINDS[scheme].library}, which is not installed; "
+            f"run pip install {_KINDS[scheme].install}."
+        )
     return f"{scheme}://{path}"
 
 
@@ -230,10 +227,10 @@ class ObjectStore(Store):
                     with suppress(FileNotFoundError):
                         self._fs.rm_file(path)
 
-    def remove_tree(self, name: str) -> None:
+    def remove_tree(self, name: str = "") -> None:
         """See `Store`."""
         with self._clearing(), suppress(FileNotFoundError):
-            self._fs.rm(self._path(name), recursive=True)
+            self._fs.rm(self._path(name) if name else self._folder, recursive=True)
 
     def clean_tmp(self) -> None:
         """See `Store`; an upload that was cut off has left no object."""

@@ -114,8 +114,11 @@ class Store(ABC):
         """Removes files, as far as they are there."""
 
     @abstractmethod
-    def remove_tree(self, name: str) -> None:
-        """Removes a file, or a folder and all that is in it, as far as it is there."""
+    def remove_tree(self, name: str = "") -> None:
+        """Removes a file, or a folder and all that is in it, as far as it is there.
+
+        Without a name: the store's own folder.
+        """
 
     @abstractmethod
     def clean_tmp(self) -> None:

@@ -129,7 +129,7 @@ def test_the_help_of_every_command_shows_an_example(command: str) -> None:
         (["validate", QUICKSTART, "--set", "generate.model=zzz"], "generate.model: 'zzz'"),
         (["validate", QUICKSTART, "--set", "generate.engine.seed=1"], "generate.engine.seed"),
         (["validate", QUICKSTART, "--set", "prompts.source=none.jsonl"], "none.jsonl"),
-        (["validate", QUICKSTART, "--out", "s3://bucket/out"], "object stores"),
+        (["validate", QUICKSTART, "--out", "memory://bucket/out"], "no conditional PUT"),
         (["status", "no-such-output"], "is no negtemp output"),
         (["show", "no-such-output"], "is no negtemp output"),
         (["check", "no-such-output"], "is no negtemp output"),
