@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from negtemp_data.jobspec import Job, build_job, load_job, read_yaml
+from negtemp_data.pipeline.snapshot import Snapshot, read_snapshot
 from negtemp_data.prompts import load_plan
 from negtemp_data.storage import JOB_FILE, Output, Totals, is_held, read_ledger, summarise
 
 if TYPE_CHECKING:
     from negtemp_data.cluster.jobs import Cluster, Submission
     from negtemp_data.pipeline.estimate import Estimate
+    from negtemp_data.pipeline.monitor import Reporter
     from negtemp_data.pipeline.progress import Progress
-    from negtemp_data.pipeline.run import Reporter, RunResult
+    from negtemp_data.pipeline.run import RunResult
 
 AnyPath = str | os.PathLike[str]
 
@@ -32,6 +34,9 @@ class Silent:
     def progress(self, progress: "Progress") -> None:
         """The counts have moved."""
 
+    def warn(self, text: str) -> None:
+        """Something is wrong, and the run goes on."""
+
 
 @dataclass(frozen=True)
 class RunStatus:
@@ -43,6 +48,8 @@ class RunStatus:
     """Shards of the plan; None: it is not made yet."""
     is_running: bool
     """Whether a run holds the output's lock."""
+    live: Snapshot | None
+    """What this run said of itself in the last seconds; None where it has said nothing yet."""
 
 
 def run(
@@ -118,11 +125,22 @@ def status(out: AnyPath) -> RunStatus:
     output.read_fingerprint()
     plan = load_plan(output.run)
     planned = {arm: plan.n_prompts * n for arm, n in plan.samples.items()} if plan else None
+    is_running = is_held(output)
     return RunStatus(
         totals=summarise(read_ledger(output), planned),
         planned_shards=plan.n_shards if plan else None,
-        is_running=is_held(output),
+        is_running=is_running,
+        live=live(output) if is_running else None,
     )
+
+
+def live(out: AnyPath | Output) -> Snapshot | None:
+    """What a run under way said of itself in the last seconds, for little: one small file is read.
+
+    Of a run that was killed the last word counts for some seconds more; `status` knows better.
+    """
+    snapshot = read_snapshot(out if isinstance(out, Output) else Output(out))
+    return snapshot if snapshot is not None and snapshot.is_live else None
 
 
 def submit(

@@ -69,10 +69,24 @@ class RayCluster:
             self.close()
             raise
 
+    @property
+    def gcs_address(self) -> str:
+        """What a driver connects to."""
+        return f"127.0.0.1:{self._gcs}"
+
+    def scrape(self) -> str:
+        """The metrics of all machines, from where Ray tells Prometheus to look."""
+        text = ""
+        targets = Path(self.folder, "prom_metrics_service_discovery.json").read_text()
+        for target in json.loads(targets)[0]["targets"]:
+            with urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as reply:
+                text += reply.read().decode()
+        return text
+
     def add_raylet(self, *options: str) -> subprocess.Popen[bytes]:
         """Starts one more raylet."""
         n_before = self.n_nodes()
-        process = self._start(f"--address=127.0.0.1:{self._gcs}", *options)
+        process = self._start(f"--address={self.gcs_address}", *options)
         end = time.monotonic() + DEADLINE_S
         while self.n_nodes() <= n_before:
             assert time.monotonic() < end, "the raylet did not join in time"

@@ -18,9 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from negtemp_data.pipeline.progress import Progress
+from negtemp_data.pipeline.snapshot import Snapshot
 from negtemp_data.storage import Totals
 
 PLAIN_LINE_EVERY_S, VERBOSE_LINE_EVERY_S = 30.0, 2.0
+
+_QUIET_S = 30.0
+"""Seconds without a sign of life from which they are shown."""
 
 INJECTED_STYLE = "bold black on yellow"
 
@@ -72,6 +76,10 @@ class RunDisplay:
             self._last_line_at = time.monotonic()
             self.console.print(line)
 
+    def warn(self, text: str) -> None:
+        """Something is wrong, and the run goes on."""
+        self.console.print(Text(f"Warning: {text}"), soft_wrap=True)
+
 
 def rows_done(progress: Progress) -> int:
     """Rows of committed shards and of those under way."""
@@ -117,7 +125,7 @@ def arms_table(
         headers.append("distinct-2")
     lines = [headers]
     for arm, rows in totals.arms.items():
-        cells = [arm, str(rows.planned), str(rows.accepted)]
+        cells = [arm, str(rows.planned), _with_share(rows.accepted, rows.acceptance)]
         if retried:
             cells.append(str(rows.accepted_at_once))
         cells += [str(rows.rejected), str(rows.failed)]
@@ -127,6 +135,11 @@ def arms_table(
         if distinct is not None:
             cells.append(_number(distinct.get(arm), 3))
         lines.append(cells)
+    return _table(lines, width)
+
+
+def _table(lines: list[list[str]], width: int) -> Table:
+    """Lines, of which the first is a header, or the same as columns where they would not fit."""
     columns = list(zip(*lines, strict=True))
     needed = sum(max(map(len, column)) + 2 for column in columns) - 2
     if needed > width:
@@ -137,6 +150,36 @@ def arms_table(
     for line in lines[1:]:
         table.add_row(*line)
     return table
+
+
+def live_view(snapshot: Snapshot, width: int) -> Group:
+    """A run under way: its counts by arm, and what it is at."""
+    lines = [["arm", "samples", "accepted", "rejected", "failed", "to verify", "rows/s"]]
+    for arm, rows in snapshot.arms.items():
+        numbers = [rows.rejected, rows.failed, rows.unverified]
+        cells = [arm, str(rows.planned), _with_share(rows.accepted, rows.acceptance)]
+        lines.append([*cells, *map(str, numbers), f"{rows.rows_per_s:.1f}"])
+    return Group(_table(lines, width), Text(describe_live(snapshot)))
+
+
+def describe_live(snapshot: Snapshot) -> str:
+    """One line: rows, shards, tokens/s, engines, the stage."""
+    total = snapshot.total
+    parts = [
+        f"{total.accepted + total.rejected + total.failed}/{total.planned} rows",
+        f"{snapshot.committed_shards}/{snapshot.planned_shards} shards",
+        f"{snapshot.tokens_per_s:.0f} tok/s",
+        f"{total.rows_per_s:.1f} rows/s",
+        f"{snapshot.engines} engine{'s' * (snapshot.engines != 1)}",
+        snapshot.stage,
+    ]
+    if snapshot.still_s >= _QUIET_S:
+        parts.append(f"no sign of life for {snapshot.still_s:.0f} s")
+    return " · ".join(parts)
+
+
+def _with_share(n: int, share: float | None) -> str:
+    return str(n) if share is None else f"{n} {share:.0%}"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -26,7 +26,7 @@ _NO_LIMIT = 1 << 20
 
 
 @click.command(
-    epilog="Examples:  negtemp plan jobs/quickstart.yaml --prompts 1;  "
+    epilog="Example:  negtemp plan jobs/quickstart.yaml --prompts 1;  "
     "negtemp plan jobs/quickstart.yaml --calibrate 16"
 )
 @job_argument

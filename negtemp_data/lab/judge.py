@@ -40,7 +40,8 @@ from negtemp_data.lab.measures import (
     rank_correlation,
     suggest_threshold,
 )
-from negtemp_data.pipeline.run import Reporter, RunRequest, run_job
+from negtemp_data.pipeline.monitor import Reporter
+from negtemp_data.pipeline.run import RunRequest, run_job
 from negtemp_data.storage import Output, read_rows
 
 _FEWEST = 10

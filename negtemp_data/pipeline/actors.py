@@ -9,6 +9,7 @@ import pickle
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +18,12 @@ import ray
 from negtemp_data.engine.adapter import resolve_adapter
 from negtemp_data.engine.catalogue import resolve_model
 from negtemp_data.engine.engine import Engine, EngineSpec
-from negtemp_data.errors import EngineDeadError, EngineStartError, NegtempError
+from negtemp_data.errors import EngineDeadError, EngineStartError, NegtempError, StorageError
 from negtemp_data.jobspec import Job
 from negtemp_data.pipeline.judges import EXIT_ENGINE_DEAD, job_judge
 from negtemp_data.pipeline.logs import send_output_to
-from negtemp_data.pipeline.maker import ShardMaker
+from negtemp_data.pipeline.maker import Row, ShardMaker
+from negtemp_data.pipeline.metrics import WorkerMetrics
 from negtemp_data.pipeline.reuse import OldRows
 from negtemp_data.pipeline.suspects import Care
 from negtemp_data.pipeline.worker import Worker
@@ -51,9 +53,10 @@ class WorkerSettings:
 class BoardWatch:
     """The board as a worker sees it: what it has in flight, told before it is begun."""
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, board: Any, metrics: WorkerMetrics) -> None:
         """Speaks for the actor that it is made in."""
         self._board = board
+        self._metrics = metrics
         # The same for all incarnations of an actor.
         self.worker = str(ray.get_runtime_context().get_actor_id())
 
@@ -73,6 +76,10 @@ class BoardWatch:
     def kept(self) -> None:
         """See `Watch.kept`."""
         self._board.kept.remote()
+
+    def made(self, row: Row, n_tokens: int) -> None:
+        """See `Watch.made`."""
+        self._metrics.made(row, n_tokens)
 
 
 def _on_this_machine(spec: EngineSpec, job: Job) -> EngineSpec:
@@ -97,15 +104,19 @@ class GenerateShard:
         self._board = board
         self._name = f"{ray.util.get_node_ip_address()}-{os.getpid()}"
         self._failure: NegtempError | None = None
+        self._ending = threading.Lock()
         output = settings.output
-        watch = BoardWatch(board)
+        watch = BoardWatch(board, WorkerMetrics(settings.job.name))
+        self._actor = watch.worker
         try:
             send_output_to(output.logs / f"worker-{self._name}.log")
-            self._pace_starts(watch.worker)
-            output.append_event("engine_starts", worker=self._name)
+            self._announce_start()
+            begun = time.monotonic()
             self._engine = Engine(_on_this_machine(settings.engine, settings.job))
             judge = job_judge(settings.job, self._engine, settings.judges)
             maker = ShardMaker(settings.job, self._engine, judge)
+            seconds = round(time.monotonic() - begun, 1)
+            output.append_event("engine_ready", worker=self._name, seconds=seconds)
         except NegtempError as error:
             self._failure = error
             return
@@ -115,7 +126,7 @@ class GenerateShard:
         self._worker = Worker(
             settings.job, output, maker, settings.old_rows, watch, settings.shards_in_flight
         )
-        board.engine_ready.remote()
+        board.engine_ready.remote(self._actor)
         threading.Thread(target=self._keep_reporting, name="report", daemon=True).start()
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
@@ -127,29 +138,39 @@ class GenerateShard:
             self._worker.make(task["shard"])
             ray.get(self._report())  # so that the counts are whole when the last shard is done
         except EngineDeadError as error:
-            self._settings.output.append_event("engine_died", worker=self._name, reason=str(error))
-            # Not an exception: Ray would keep this actor, whose engine is gone.
-            os._exit(EXIT_ENGINE_DEAD)
+            self._end_with_engine(error)
         except NegtempError as error:
             failure = pickle.dumps(error)
         return {"shard": task["shard"], "failure": failure}
 
-    def _pace_starts(self, worker: str) -> None:
-        """Waits before a start that follows others in vain, and gives up after some of them."""
-        in_vain = ray.get(self._board.engine_starts.remote(worker)) - self._settings.max_replicas
+    def _announce_start(self) -> None:
+        """Notes a start; waits before one that follows others in vain, and gives up after some."""
+        starts, replaced = ray.get(self._board.engine_starts.remote(self._actor, self._name))
+        self._settings.output.append_event(
+            "engine_starts", worker=self._name, replaces=replaced, in_vain=starts - 1
+        )
+        in_vain = starts - self._settings.max_replicas
         if in_vain > (_MAX_STARTS_IN_VAIN - 1) * self._settings.max_replicas:
             raise EngineStartError(
-                f"engines were started {in_vain + self._settings.max_replicas} times without "
-                f"finishing a row; the run's logs, {self._settings.output.logs}, say why they died."
+                f"engines were started {starts} times without finishing a row; the run's logs, "
+                f"{self._settings.output.logs}, say why they died."
             )
         if in_vain > 0:
             time.sleep(min(_LONGEST_PAUSE_S, 2.0 ** (in_vain / self._settings.max_replicas)))
 
+    def _end_with_engine(self, error: EngineDeadError) -> None:
+        with self._ending:  # never left: all shards hear of the death, one tells of it
+            with suppress(StorageError):
+                self._settings.output.append_event(
+                    "engine_died", worker=self._name, reason=str(error)
+                )
+            ray.get(self._board.engine_died.remote(self._actor))
+            # Not an exception: Ray would keep this actor, whose engine is gone.
+            os._exit(EXIT_ENGINE_DEAD)
+
     def _report(self) -> Any:
-        worker = self._worker
-        return self._board.report.remote(
-            self._name, worker.counts, worker.tokens, self._engine.steps
-        )
+        work = replace(self._worker.work, steps=self._engine.steps)
+        return self._board.report.remote(self._name, self._worker.counts, work)
 
     def _keep_reporting(self) -> None:
         while True:

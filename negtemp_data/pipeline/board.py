@@ -2,8 +2,7 @@
 
 import time
 
-from negtemp_data.engine.steps import StepLog
-from negtemp_data.pipeline.progress import RowCounts, Tally
+from negtemp_data.pipeline.progress import ArmCounts, Tally, Work
 from negtemp_data.pipeline.suspects import Care, Suspects
 
 
@@ -14,24 +13,32 @@ class Board:
         """Nothing has happened yet."""
         self._tally = Tally()
         self._suspects = Suspects()
+        self._processes: dict[str, str] = {}
 
-    def engine_starts(self, worker: str) -> int:
-        """Notes that a worker starts an engine; returns starts since the run last moved on."""
+    def engine_starts(self, worker: str, process: str) -> tuple[int, str | None]:
+        """Notes that a worker starts an engine.
+
+        Returns:
+            Starts since the run last moved on, and the process that this one replaces, if any.
+        """
         narrowed = self._suspects.died(worker)
+        self._tally.engines.discard(worker)
+        self._tally.engine_starts += 1
         self._tally.starts_in_vain = 1 if narrowed else self._tally.starts_in_vain + 1
-        return self._tally.starts_in_vain
+        replaced = self._processes.get(worker)
+        self._processes[worker] = process
+        return self._tally.starts_in_vain, replaced
 
-    def engine_ready(self) -> None:
-        """Notes that an engine takes requests."""
+    def engine_ready(self, worker: str) -> None:
+        """Notes that a worker's engine takes requests."""
+        self._tally.engines.add(worker)
+        self._tally.moves += 1
         self._tally.ready_at = self._tally.ready_at or time.time()
 
-    def report(
-        self, process: str, shards: dict[int, RowCounts], tokens: int, steps: StepLog
-    ) -> None:
-        """Replaces the counts of shards, and a process's tokens and what its steps have cost."""
+    def report(self, process: str, shards: dict[int, ArmCounts], work: Work) -> None:
+        """Replaces the counts of shards, and the work of a process."""
         self._tally.shards |= shards
-        self._tally.tokens[process] = tokens
-        self._tally.steps[process] = steps
+        self._tally.work[process] = work
 
     def begin(self, worker: str, shard: int) -> Care | None:
         """See `Suspects.begin`."""
@@ -45,14 +52,19 @@ class Board:
         """See `Suspects.end`."""
         self._suspects.end(worker, shard)
 
+    def engine_died(self, worker: str) -> None:
+        """Notes that a worker's engine is gone; what that means for its rows waits for the next."""
+        self._tally.engines.discard(worker)
+
     def kept(self) -> None:
         """Notes that the run moves on."""
+        self._tally.moves += 1
         self._tally.starts_in_vain = 0
 
     def committed(self, shard: int) -> None:
         """Notes that a shard is committed, and that the run moves on."""
         self._tally.shards.pop(shard, None)
-        self._tally.starts_in_vain = 0
+        self.kept()
 
     def read(self) -> Tally:
         """All that is known."""

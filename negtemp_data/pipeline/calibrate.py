@@ -18,7 +18,8 @@ from typing import Any
 from negtemp_data.errors import RequestError, StorageError
 from negtemp_data.jobspec import Job
 from negtemp_data.pipeline.estimate import Calibration, Estimate, estimate
-from negtemp_data.pipeline.run import Reporter, RunRequest, RunResult, run_job
+from negtemp_data.pipeline.monitor import Reporter
+from negtemp_data.pipeline.run import RunRequest, RunResult, run_job
 from negtemp_data.prompts import Prompt, read_prompts
 from negtemp_data.storage import Output, generated_tokens, read_rows
 

@@ -11,6 +11,7 @@ import pickle
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import ray
@@ -18,7 +19,7 @@ import ray
 from negtemp_data.engine.engine import Engine, EngineSpec, Generation
 from negtemp_data.engine.questions import question_params
 from negtemp_data.engine.tokens import PromptEncoder
-from negtemp_data.errors import EngineDeadError, JudgeError, NegtempError
+from negtemp_data.errors import EngineDeadError, JudgeError, NegtempError, StorageError
 from negtemp_data.jobspec import (
     SAME,
     EngineJudgeConfig,
@@ -54,10 +55,13 @@ class JudgeReplica:
 
     def __init__(self, spec: EngineSpec, output: Output) -> None:
         self._failure: NegtempError | None = None
-        name = f"judge-{ray.util.get_node_ip_address()}-{os.getpid()}"
-        send_output_to(output.logs / f"{name}.log")
+        self._output = output
+        self._name = f"judge-{ray.util.get_node_ip_address()}-{os.getpid()}"
+        send_output_to(output.logs / f"{self._name}.log")
         try:
+            output.append_event("judge_starts", worker=self._name)
             self._engine = Engine(spec)
+            output.append_event("judge_ready", worker=self._name)
         except NegtempError as error:
             self._failure = error
 
@@ -73,7 +77,9 @@ class JudgeReplica:
             raise self._failure
         try:
             return await asyncio.wrap_future(_ask(self._engine, question))
-        except EngineDeadError:
+        except EngineDeadError as error:
+            with suppress(StorageError):
+                self._output.append_event("judge_died", worker=self._name, reason=str(error))
             # Not an exception: Ray would keep this actor, whose engine is gone.
             os._exit(EXIT_ENGINE_DEAD)
 

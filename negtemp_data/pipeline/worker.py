@@ -6,14 +6,15 @@ output: rows every few seconds, shards at once.
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from negtemp_data.errors import NegtempError, StorageError
 from negtemp_data.jobspec import Job
 from negtemp_data.pipeline.maker import Earlier, Row, ShardMaker
-from negtemp_data.pipeline.progress import RowCounts
+from negtemp_data.pipeline.progress import ArmCounts, RowCounts, Work
+from negtemp_data.pipeline.reasons import count_reasons
 from negtemp_data.pipeline.reuse import OldRows
 from negtemp_data.pipeline.suspects import Care
 from negtemp_data.prompts import Prompt, planned_ids, prompts_per_shard, read_shard
@@ -49,13 +50,18 @@ class Watch(Protocol):
     def kept(self) -> None:
         """Rows were kept: the run moves on."""
 
+    def made(self, row: Row, n_tokens: int) -> None:
+        """A row got its verdict; so many tokens were generated for it now."""
+
 
 class _OpenShard:
     """A shard under way: its counts, and where its rows are kept."""
 
-    def __init__(self, output: Output, shard: int) -> None:
-        self.counts = RowCounts()
-        self.tokens = 0
+    def __init__(
+        self, output: Output, shard: int, arms: Iterable[str], on_made: Callable[[Row, int], None]
+    ) -> None:
+        self.counts: ArmCounts = {arm: RowCounts() for arm in arms}
+        self._on_made = on_made
         self._unverified: set[str] = set()
         self._wip = WipWriter(output, shard)
         self._lock = threading.Lock()
@@ -64,25 +70,26 @@ class _OpenShard:
     def take(self, earlier: Earlier) -> None:
         """Counts rows that exist already."""
         for row in earlier.done.values():
-            self.counts.add_row(row)
-        self._unverified = set(earlier.generated)
-        self.counts.unverified = len(self._unverified)
+            self.counts[row["arm"]].add_row(row)
+        for row in earlier.generated.values():
+            self._add_unverified(row)
 
     def on_generated(self, row: Row) -> None:
         self._check()
         self._wip.add(row)
         with self._lock:
-            self._unverified.add(row["id"])
-            self.counts.unverified = len(self._unverified)
+            self._add_unverified(row)
 
     def on_done(self, row: Row, n_tokens: int) -> None:
         self._check()
         self._wip.add(row)
+        counts = self.counts[row["arm"]]
         with self._lock:
-            self.counts.add_row(row)
-            self._unverified.discard(row["id"])
-            self.counts.unverified = len(self._unverified)
-            self.tokens += n_tokens
+            counts.add_row(row)
+            if row["id"] in self._unverified:
+                self._unverified.remove(row["id"])
+                counts.unverified -= 1
+        self._on_made(row, n_tokens)
 
     def keep(self) -> int:
         """Writes what is new; an error is raised by the next row, in the shard's own thread."""
@@ -91,6 +98,11 @@ class _OpenShard:
         except NegtempError as error:
             self._failure = error
             return 0
+
+    def _add_unverified(self, row: Row) -> None:
+        if row["id"] not in self._unverified:  # else it is another attempt
+            self._unverified.add(row["id"])
+            self.counts[row["arm"]].unverified += 1
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -126,18 +138,20 @@ class Worker:
         self._n_threads = n_threads
         self._taking_all = threading.Lock()
         self._open: dict[int, _OpenShard] = {}
-        self._tokens_of_closed = 0
+        self._work = Work()
+        self._work_lock = threading.Lock()
         threading.Thread(target=self._keep_rows, name="keep rows", daemon=True).start()
 
     @property
-    def counts(self) -> dict[int, RowCounts]:
+    def counts(self) -> dict[int, ArmCounts]:
         """Rows of the shards under way."""
         return {shard: opened.counts for shard, opened in dict(self._open).items()}
 
     @property
-    def tokens(self) -> int:
-        """Tokens that this process has generated."""
-        return self._tokens_of_closed + sum(o.tokens for o in list(self._open.values()))
+    def work(self) -> Work:
+        """What was made since the start."""
+        with self._work_lock:
+            return self._work + Work()  # a copy
 
     def make(self, shard: int) -> None:
         """Makes what is missing of a shard, and commits it.
@@ -148,7 +162,8 @@ class Worker:
         """
         if self._output.is_committed(shard):
             return
-        opened = self._open[shard] = _OpenShard(self._output, shard)
+        arms = self._job.generate.samples
+        opened = self._open[shard] = _OpenShard(self._output, shard, arms, self._count)
         try:
             begun = time.monotonic()
             rows = self._make_rows(shard, opened)
@@ -159,8 +174,13 @@ class Worker:
             if not self._output.is_committed(shard):
                 raise
         finally:
-            self._tokens_of_closed += opened.tokens
             del self._open[shard]
+
+    def _count(self, row: Row, n_tokens: int) -> None:
+        with self._work_lock:
+            self._work.tokens += n_tokens
+            self._work.rows[row["arm"]] += 1
+        self._watch.made(row, n_tokens)
 
     def _make_rows(self, shard: int, opened: _OpenShard) -> list[Row]:
         prompts = read_shard(self._output.run, shard)
@@ -212,8 +232,11 @@ class Worker:
 
     def _commit(self, shard: int, rows: Sequence[Row], seconds: float) -> None:
         table = build_shard(shard, rows, self._job.output.keep, seconds)
-        commit_shard(self._output, shard, table)
+        is_first = commit_shard(self._output, shard, table)
         write_entry(self._output, describe_shard(self._output, shard))
+        reasons = count_reasons(rows)
+        if is_first and reasons:
+            self._output.append_event("rows_failed", shard=shard, reasons=reasons)
         remove_wip(self._output, shard)
 
     def _keep_rows(self) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ FINGERPRINT_FILE = "fingerprint.json"
 """In the run's folder: what the data set is made from."""
 EVENTS_FILE = "events.jsonl"
 """In the run's folder: what happened in the runs, one JSON object a line."""
+PROGRESS_FILE = "progress.json"
+"""In the run's folder: how far the run under way is, by its own account."""
 LOCK = "lock"
 """In the run's folder: the lock that a run holds; on object stores a folder."""
 LOCK_HOLDER_FILE = "lock.json"
@@ -186,6 +189,21 @@ class Output:
                 f"{self.run.where(FINGERPRINT_FILE)}: is no fingerprint ({error}); start over with "
                 "--fresh, or choose another --out."
             ) from error
+
+    def write_progress(self, progress: Mapping[str, Any]) -> None:
+        """Replaces what the run under way says of itself.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        self.run.replace_json(PROGRESS_FILE, progress)
+
+    def read_progress(self) -> Any:
+        """What the last run said of itself, JSON of whatever kind; None: nothing readable."""
+        try:
+            return json.loads(self.run.read(PROGRESS_FILE))
+        except (OSError, ValueError):
+            return None
 
     def check_fingerprint(self, new: Fingerprint) -> None:
         """Refuses a job whose rows would differ from those that are here.

@@ -31,6 +31,12 @@ class ArmTotals:
         """All planned rows."""
         return self.accepted + self.rejected + self.failed + self.not_done
 
+    @property
+    def acceptance(self) -> float | None:
+        """Accepted share of the rows that were judged; None where none was."""
+        judged = self.accepted + self.rejected
+        return self.accepted / judged if judged else None
+
 
 @dataclass(frozen=True)
 class Totals:
