@@ -285,7 +285,6 @@ class _Run:
         metrics = DriverMetrics(self._job.name)
         with _watched(graph, monitor, metrics):
             for shard in graph.run(todo):
-                self._lock.check()
                 entry = read_entry(self._output, shard) or describe_shard(self._output, shard)
                 self._entries[shard] = entry
                 self._made.add(shard)
@@ -306,6 +305,7 @@ class _Run:
 
     def _write_layout(self) -> None:
         """Brings layout and card up to date with what is committed."""
+        self._lock.check()  # a run that has lost it leaves them to its successor
         self._layout_at = time.monotonic()
         entries = dict(sorted(self._entries.items()))
         write_layout(self._output, entries)

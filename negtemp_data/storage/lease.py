@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from negtemp_data.errors import OutputLockedError, StorageError
+from negtemp_data.errors import OutputLockedError, RunError, StorageError
 from negtemp_data.storage.store import Store
 
 SILENCE_S = 60.0
@@ -102,14 +102,14 @@ class Lease:
         """Stops a holder that has lost the lock.
 
         Raises:
-            OutputLockedError: Somebody else has it.
+            RunError: Somebody else has it.
         """
         if self._clock() - self._beat_at >= SILENCE_S:
             # The machine was asleep, or the store out of reach.
             with suppress(StorageError):
                 self.beat()
         if self._is_lost:
-            raise OutputLockedError(
+            raise RunError(
                 f"{self._where}: another run has taken it over, because nothing was heard of this "
                 f"one for {SILENCE_S:.0f} s; what is committed is safe, and that run goes on."
             )

@@ -29,7 +29,7 @@ class Lock(Protocol):
         """Stops a run that has lost the lock, as far as that can happen.
 
         Raises:
-            OutputLockedError: Another run has it.
+            RunError: Another run has it.
         """
 
 

@@ -7,7 +7,7 @@ import datasets
 import pytest
 from runs import SAMPLES, family, kill, start, wait_until, write_job
 
-from negtemp_data.storage import Output, is_held, read_batches, read_wip, wip_shards
+from negtemp_data.storage import Output, hold_lock, is_held, read_batches, read_wip, wip_shards
 from negtemp_data.storage.lease import SILENCE_S
 from s3_server import ACCOUNT
 
@@ -89,6 +89,19 @@ def test_a_killed_run_on_a_store_goes_on_where_it_was(s3, tiny_model, negtemp, t
     missing = n_prompts * SAMPLES - len(kept)
     assert json.loads(resumed.stdout)["tokens"] <= missing * MAX_TOKENS, "rows were made again"
     assert_complete(s3, negtemp, output, n_prompts, before, kept)
+
+
+@pytest.mark.slow
+def test_a_run_that_has_lost_its_lock_stops(s3, tiny_model, tmp_path):
+    output = Output("s3://bucket/lost/out")
+    process = start_run(s3, tmp_path, tiny_model, output.root, 60)
+    wait_until(output.committed_shards, process)
+    age_heartbeat(output)
+    with hold_lock(output):
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 1 and "another run has taken it over" in stderr, stderr
+        assert "Traceback" not in stderr
+        assert is_held(output)
 
 
 @pytest.mark.slow

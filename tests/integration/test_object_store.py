@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 import negtemp_data
-from negtemp_data.errors import OutputError, OutputLockedError
+from negtemp_data.errors import OutputError, OutputLockedError, RunError
 from negtemp_data.jobspec import PromptsConfig, write_job
 from negtemp_data.prompts import load_plan, read_prompts, read_shard, source_digest, write_plan
 from negtemp_data.storage import (
@@ -192,7 +192,7 @@ def test_a_lock_is_refused_to_a_second_run_and_free_after_silence(output):
         with hold_lock(output) as second:
             second.check()
             first.beat()
-            with pytest.raises(OutputLockedError, match="another run has taken it over"):
+            with pytest.raises(RunError, match="another run has taken it over"):
                 first.check()
     assert not is_held(output)
 

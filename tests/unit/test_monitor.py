@@ -140,7 +140,7 @@ def test_a_standstill_is_a_warning_and_two_events(output: Output) -> None:
 def test_a_full_disk_does_not_end_the_watching(output: Output) -> None:
     listener = Listener()
     monitor = Monitor(output, PLAN, [], listener, Clock())
-    output.tmp.rmdir()
+    output.store.tmp.rmdir()
     monitor.look(Board().read())
     monitor.end()
     assert len(listener.seen) == 1

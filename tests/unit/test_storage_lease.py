@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from negtemp_data.errors import OutputLockedError
+from negtemp_data.errors import OutputLockedError, RunError
 from negtemp_data.storage import Store, open_store
 from negtemp_data.storage.lease import SILENCE_S, Lease, is_alive
 
@@ -87,7 +87,7 @@ def test_a_silent_holder_loses_its_lease_and_can_not_take_it_back(
     second.acquire()
     before = store.read("2.json")
     first.beat()
-    with pytest.raises(OutputLockedError, match="another run has taken it over"):
+    with pytest.raises(RunError, match="another run has taken it over"):
         first.check()
     first.release()
     assert (store.entries(), store.read("2.json")) == (["2.json"], before)
@@ -102,7 +102,7 @@ def test_a_holder_that_was_asleep_looks_before_it_goes_on(
     leases[0].acquire()
     clock.now += SILENCE_S
     leases[1].acquire()
-    with pytest.raises(OutputLockedError, match="what is committed is safe"):
+    with pytest.raises(RunError, match="what is committed is safe"):
         leases[0].check()
 
 
