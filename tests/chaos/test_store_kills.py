@@ -7,6 +7,8 @@ import datasets
 import pytest
 from runs import SAMPLES, family, kill, start, wait_until, write_job
 
+import negtemp_data
+from negtemp_data.errors import OutputLockedError
 from negtemp_data.storage import Output, hold_lock, is_held, read_batches, read_wip, wip_shards
 from negtemp_data.storage.lease import SILENCE_S
 from s3_server import ACCOUNT
@@ -72,12 +74,12 @@ def assert_complete(s3, negtemp, output, n_prompts, before, kept):
 
 def test_a_killed_run_on_a_store_goes_on_where_it_was(s3, tiny_model, negtemp, tmp_path):
     output = Output("s3://bucket/killed/out")
-    n_prompts = 16
+    n_prompts = 24
     process = start_run(s3, tmp_path, tiny_model, output.root, n_prompts)
     wait_until(output.committed_shards, process)
-    second = negtemp("run", str(tmp_path / "job.yaml"))
-    assert second.returncode == 2 and f"process {process.pid} on" in second.stderr, second.stderr
-    assert json.loads(negtemp("status", output.root, "--json").stdout)["running"]
+    assert negtemp_data.status(output.root).is_running
+    with pytest.raises(OutputLockedError, match=f"process {process.pid} on"), hold_lock(output):
+        pass
     kill_when(process, lambda: len(output.committed_shards()) >= 2)
     before, kept = shard_etags(s3, output.root), kept_rows(output)
     assert 2 * 8 <= len(kept) < n_prompts * SAMPLES
