@@ -145,6 +145,7 @@ class GenerateShard:
 
     def _announce_start(self) -> None:
         """Notes a start; waits before one that follows others in vain, and gives up after some."""
+        self._board.join.remote(self._actor, ray.get_runtime_context().current_actor)
         starts, replaced = ray.get(self._board.engine_starts.remote(self._actor, self._name))
         self._settings.output.append_event(
             "engine_starts", worker=self._name, replaces=replaced, in_vain=starts - 1

@@ -1,6 +1,7 @@
 """Where workers report to and the driver looks; an actor's plain class."""
 
 import time
+from typing import Any
 
 from negtemp_data.pipeline.progress import ArmCounts, Tally, Work
 from negtemp_data.pipeline.suspects import Care, Suspects
@@ -13,7 +14,12 @@ class Board:
         """Nothing has happened yet."""
         self._tally = Tally()
         self._suspects = Suspects()
+        self._workers: dict[str, Any] = {}
         self._processes: dict[str, str] = {}
+
+    def join(self, worker: str, actor: Any) -> None:
+        """Notes a worker's actor, so that the driver can end it."""
+        self._workers[worker] = actor
 
     def engine_starts(self, worker: str, process: str) -> tuple[int, str | None]:
         """Notes that a worker starts an engine.
@@ -21,6 +27,7 @@ class Board:
         Returns:
             Starts since the run last moved on, and the process that this one replaces, if any.
         """
+        self._tally.starting[worker] = time.time()
         narrowed = self._suspects.died(worker)
         self._tally.engines.discard(worker)
         self._tally.engine_starts += 1
@@ -31,12 +38,15 @@ class Board:
 
     def engine_ready(self, worker: str) -> None:
         """Notes that a worker's engine takes requests."""
+        self._tally.starting.pop(worker, None)
         self._tally.engines.add(worker)
         self._tally.moves += 1
         self._tally.ready_at = self._tally.ready_at or time.time()
 
     def report(self, process: str, shards: dict[int, ArmCounts], work: Work) -> None:
         """Replaces the counts of shards, and the work of a process."""
+        if shards:
+            self._tally.worked_at = time.time()
         self._tally.shards |= shards
         self._tally.work[process] = work
 
@@ -65,6 +75,10 @@ class Board:
         """Notes that a shard is committed, and that the run moves on."""
         self._tally.shards.pop(shard, None)
         self.kept()
+
+    def workers(self) -> list[Any]:
+        """The actors of all workers that there have been."""
+        return list(self._workers.values())
 
     def read(self) -> Tally:
         """All that is known."""

@@ -11,7 +11,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from negtemp_data.jobspec import Job, count_gpus
 from negtemp_data.pipeline.actors import GenerateShard, WorkerSettings
 from negtemp_data.pipeline.board import Board
 from negtemp_data.pipeline.judges import JudgePool, judge_pools, start_pools
+from negtemp_data.pipeline.machines import watch_machines
 from negtemp_data.pipeline.progress import Tally
 from negtemp_data.pipeline.reuse import OldRows
 from negtemp_data.prompts import prompts_per_shard
@@ -82,6 +83,11 @@ def ray_session(address: str | None, log: Path) -> Iterator[None]:
     context.enable_rich_progress_bars = False
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []
+    # Ray Data adds a worker only where those that are there have more tasks than they can run at a
+    # time, which ours never have. So one is added wherever there is room, up to replicas.max, and
+    # none is taken away while shards are left. Source: ray 2.60, default_actor_autoscaler.py.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 0.01
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
     # Each row of the source, a shard's number, becomes a block and so a task of its own.
     context.target_max_block_size = 1
     context.target_min_block_size = 1
@@ -186,8 +192,10 @@ class ShardGraph:
         tally: Tally = ray.get(self._board.read.remote())
         return tally
 
-    def run(self, shards: Sequence[int]) -> Iterator[int]:
+    def run(self, shards: Sequence[int]) -> Generator[int]:
         """Makes and commits `shards`; yields each one's number once it is committed.
+
+        To be closed before Ray ends: a thread watches the cluster meanwhile.
 
         Raises:
             NegtempError: What stopped a shard.
@@ -210,14 +218,19 @@ class ShardGraph:
             num_cpus=self._worker_cpus,
             num_gpus=self._gpus,
         )
-        try:
-            for row in committed.iter_rows():
-                if row["failure"]:
-                    raise _unpickle(row["failure"])
-                self._board.committed.remote(row["shard"])
-                yield row["shard"]
-        except ray.exceptions.RayError as error:
-            raise RunError(f"Ray stopped the run: {str(error).strip().splitlines()[0]}.") from error
+        with watch_machines(self._board) as machines:
+            try:
+                for row in committed.iter_rows():
+                    if row["failure"]:
+                        raise _unpickle(row["failure"])
+                    self._board.committed.remote(row["shard"])
+                    yield row["shard"]
+            except ray.exceptions.RayError as error:
+                reason = machines.reason or str(error).strip().splitlines()[0]
+                raise RunError(
+                    f"Ray stopped the run: {reason}; `negtemp resume {self._settings.output.root}` "
+                    "goes on with what there is."
+                ) from error
 
 
 def _unpickle(data: bytes) -> NegtempError:

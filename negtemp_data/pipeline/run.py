@@ -5,8 +5,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from importlib import metadata
 
 from negtemp_data.engine.adapter import Adapter, resolve_adapter
@@ -142,8 +142,20 @@ def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
     output.read_fingerprint()
     models = _resolve(request.job, reporter)
     with hold_lock(output) as lock:
-        plan = load_plan(output.run) or write_plan(request.job, output.run)
+        plan = load_plan(output.run) or _plan_again(request)
         return _Run(request, models, plan, load_old_rows(output), reporter, lock).finish_plan()
+
+
+def _plan_again(request: RunRequest) -> Plan:
+    """The plan of an output that has lost it, from the prompts that it was made from.
+
+    Raises:
+        OutputError: The prompts have changed since.
+    """
+    job, output = request.job, request.output
+    now = replace(output.read_fingerprint(), prompts=source_digest(job.prompts))
+    output.check_fingerprint(now)
+    return write_plan(job, output.run)
 
 
 def _resolve(job: Job, reporter: Reporter) -> _Models:
@@ -283,8 +295,8 @@ class _Run:
         graph = ShardGraph(self._job, self._output, inputs)
         monitor = Monitor(self._output, self._plan, self._entries.values(), self._reporter)
         metrics = DriverMetrics(self._job.name)
-        with _watched(graph, monitor, metrics):
-            for shard in graph.run(todo):
+        with _watched(graph, monitor, metrics), closing(graph.run(todo)) as shards:
+            for shard in shards:
                 entry = read_entry(self._output, shard) or describe_shard(self._output, shard)
                 self._entries[shard] = entry
                 self._made.add(shard)

@@ -25,7 +25,6 @@ from negtemp_data.storage import (
     commit_shard,
     describe_shard,
     read_wip,
-    remove_wip,
     write_entry,
 )
 
@@ -99,6 +98,10 @@ class _OpenShard:
             self._failure = error
             return 0
 
+    def discard(self) -> None:
+        """Removes what was kept."""
+        self._wip.discard()
+
     def _add_unverified(self, row: Row) -> None:
         if row["id"] not in self._unverified:  # else it is another attempt
             self._unverified.add(row["id"])
@@ -169,6 +172,7 @@ class Worker:
             rows = self._make_rows(shard, opened)
             seconds = time.monotonic() - begun
             self._commit(shard, rows, seconds)
+            opened.discard()
         except StorageError:
             # Another worker that was taken for dead may have been faster, and cleaned up.
             if not self._output.is_committed(shard):
@@ -237,7 +241,6 @@ class Worker:
         reasons = count_reasons(rows)
         if is_first and reasons:
             self._output.append_event("rows_failed", shard=shard, reasons=reasons)
-        remove_wip(self._output, shard)
 
     def _keep_rows(self) -> None:
         while True:

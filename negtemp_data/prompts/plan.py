@@ -172,7 +172,10 @@ def load_plan(files: Files) -> Plan | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise StorageError(f"{files.where(PLAN_FILE)}: not a readable plan: {error}.") from error
+        raise StorageError(
+            f"{files.where(PLAN_FILE)}: is damaged ({error}); delete it, then `negtemp resume` on "
+            "this output plans again from the same prompts."
+        ) from error
 
 
 def read_shard(files: Files, shard: int) -> list[Prompt]:
@@ -182,6 +185,8 @@ def read_shard(files: Files, shard: int) -> list[Prompt]:
         IndexError: There is no such shard.
         StorageError: prompts.arrow can't be read or is damaged.
     """
+    from pyarrow import ArrowException  # noqa: PLC0415
+
     from negtemp_data.prompts.batches import read_batch  # noqa: PLC0415
 
     where = files.where(PROMPTS_FILE)
@@ -190,6 +195,8 @@ def read_shard(files: Files, shard: int) -> list[Prompt]:
             return read_batch(file, shard)
     except IndexError as error:
         raise IndexError(f"{where} has {error}") from error
-    except Exception as error:  # each library below fsspec has exceptions of its own
-        reason = " ".join(str(error).split())
-        raise StorageError(f"{where}: shard {shard} can't be read: {reason}.") from error
+    except (OSError, ArrowException) as error:
+        raise StorageError(
+            f"{where}: shard {shard} can't be read ({error}); delete {files.where(PLAN_FILE)}, "
+            "then `negtemp resume` on this output plans again from the same prompts."
+        ) from error

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from negtemp_data.errors import StorageError, quote
+from negtemp_data.storage.layout import describes_columns
 from negtemp_data.storage.ledger import (
     ShardEntry,
     describe_shard,
@@ -21,7 +22,7 @@ from negtemp_data.storage.ledger import (
     ledger_shards,
     read_entries,
 )
-from negtemp_data.storage.output import STATE_FILE, Output, shard_name
+from negtemp_data.storage.output import INFO_FILE, STATE_FILE, Output, shard_name
 from negtemp_data.storage.schema import ROW_SCHEMA
 from negtemp_data.storage.shards import load_shard, read_batches, read_schema, unreadable_shard
 from negtemp_data.storage.summary import summarise
@@ -207,6 +208,8 @@ def _compare_layout(output: Output, committed: list[int]) -> Iterator[str]:
             f"state.json: lists {len(listed)} files, which are not the {len(committed)} committed "
             f"shards in order; `negtemp resume {output.root}` rewrites it."
         )
+    if listed and not describes_columns(output):
+        yield (f"{INFO_FILE}: is missing or damaged; `negtemp resume {output.root}` rewrites it.")
 
 
 def _digest(row_id: str) -> bytes:

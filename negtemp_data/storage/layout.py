@@ -5,6 +5,7 @@ One process writes it, from the committed shards. Source: datasets 5.2, arrow_da
 """
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from negtemp_data.storage.schema import ROW_SCHEMA
 
 
 def write_layout(output: Output, entries: Mapping[int, ShardEntry]) -> None:
-    """Writes `dataset_info.json`, once, and `state.json`, which lists the shards of `entries`.
+    """Writes `dataset_info.json`, unless it is sound, and `state.json`, which lists `entries`.
 
     Without any shard nothing is written: a data set of no files can't be loaded.
 
@@ -25,7 +26,7 @@ def write_layout(output: Output, entries: Mapping[int, ShardEntry]) -> None:
     """
     if not entries:
         return
-    if not output.store.exists(INFO_FILE):
+    if not describes_columns(output):
         output.store.replace(INFO_FILE, _describe_columns())
     shards = sorted(entries)
     checksums = "".join(entries[shard].checksum for shard in shards)
@@ -39,6 +40,15 @@ def write_layout(output: Output, entries: Mapping[int, ShardEntry]) -> None:
         "_split": None,
     }
     output.store.replace_json(STATE_FILE, state)
+
+
+def describes_columns(output: Output) -> bool:
+    """Whether `dataset_info.json` is there and names the columns of a shard."""
+    try:
+        info = json.loads(output.store.read(INFO_FILE))
+        return bool(list(info["features"]) == ROW_SCHEMA.names)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _describe_columns() -> bytes:

@@ -4,6 +4,7 @@ It spares two runs the same work and keeps apart what only one process may write
 ledger). Shards do not need it: a commit is safe among any number of processes.
 """
 
+import fcntl
 import json
 import os
 import socket
@@ -65,18 +66,21 @@ def hold_lock(output: Output) -> Iterator[Lock]:
 
 
 def is_held(output: Output) -> bool:
-    """Whether a run holds the lock of an output at this moment."""
+    """Whether a run holds the lock of an output at this moment; read-only outputs can say too."""
     if not isinstance(output.run, LocalStore):
         return is_alive(output.run.at(LOCK))
-    path = output.run.folder / LOCK
-    lock = FileLock(path, timeout=0, fallback_to_soft=False)
-    if not path.exists():
-        return False
     try:
-        lock.acquire()
-    except (Timeout, OSError):
+        descriptor = os.open(output.run.folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return False  # nobody ran here, or who asks may not know
+    try:
+        # Shared, so that who looks never keeps another from looking. Source: filelock 3,
+        # _unix.py, which locks with flock(2) as well.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
         return True
-    lock.release()
+    finally:
+        os.close(descriptor)
     return False
 
 

@@ -9,8 +9,9 @@ the condition and ignore it. Addresses and keys are those of the usual environme
 import errno
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, BinaryIO, NamedTuple
 from uuid import uuid4
@@ -68,6 +69,23 @@ def check_uri(uri: str) -> str:
             f"run pip install {_KINDS[scheme].install}."
         )
     return f"{scheme}://{path}"
+
+
+class _File:
+    """An open object whose errors are a store's, too; what Arrow asks of a file."""
+
+    def __init__(self, file: Any, reading: Callable[[], AbstractContextManager[None]]) -> None:
+        self._file, self._reading = file, reading
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._file.closed)
+
+    def read(self, n_bytes: int) -> bytes:
+        with self._reading():
+            data: bytes = self._file.read(n_bytes)
+        return data
 
 
 class ObjectStore(Store):
@@ -176,7 +194,8 @@ class ObjectStore(Store):
     def open(self, name: str) -> pa.NativeFile:
         """See `Store`."""
         with self._reading(name):
-            return pa.PythonFile(self._fs.open(self._path(name), "rb", cache_type="none"), "r")
+            file = self._fs.open(self._path(name), "rb", cache_type="none")
+        return pa.PythonFile(_File(file, partial(self._reading, name)), "r")
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Store`."""

@@ -40,6 +40,7 @@ class WipWriter:
         self._output = output
         self._shard = shard
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._rows: dict[str, dict[str, Any]] = {}
 
     def add(self, row: dict[str, Any]) -> None:
@@ -53,16 +54,24 @@ class WipWriter:
         Raises:
             StorageError: The disk refused, or a row does not fit the schema.
         """
-        with self._lock:
-            rows, self._rows = self._rows, {}
-        if rows:
-            blank = dict.fromkeys(ROW_SCHEMA.names)
-            table = rows_to_table((blank | row for row in rows.values()), may_lack_verdict=True)
-            data = encode_shard(table)
-            folder = _folder(self._output, self._shard)
-            folder.make()
-            folder.create(f"{_digest(data)}{_SUFFIX}", data)
+        with self._writing:
+            with self._lock:
+                rows, self._rows = self._rows, {}
+            if rows:
+                blank = dict.fromkeys(ROW_SCHEMA.names)
+                table = rows_to_table((blank | row for row in rows.values()), may_lack_verdict=True)
+                data = encode_shard(table)
+                folder = _folder(self._output, self._shard)
+                folder.make()
+                folder.create(f"{_digest(data)}{_SUFFIX}", data)
         return len(rows)
+
+    def discard(self) -> None:
+        """Forgets what is not written, and removes the rest: the shard is committed."""
+        with self._writing:  # or a file that is just being written would outlive it
+            with self._lock:
+                self._rows = {}
+            remove_wip(self._output, self._shard)
 
 
 def read_wip(output: Output, shard: int) -> WipRows:

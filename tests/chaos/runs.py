@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 
 import psutil
 
-from negtemp_data.storage import Output, read_wip, wip_shards
-from small_output import shard_file
+from negtemp_data.storage import Output, read_rows, read_wip, wip_shards
 
 JOB = """
 version: 1
@@ -50,25 +50,38 @@ def write_job(folder, model, n_prompts, *, max_tokens=100, replicas="1", checks=
     return path
 
 
-def start(*arguments, **options):
+class Command(subprocess.Popen):
     """A command line in a session of its own, so that a signal to it is none to the test."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "negtemp_data", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell starts background jobs with SIGINT ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
-        **options,
-    )
+
+    def __init__(self, *arguments, **options):
+        # A file, because what a killed run leaves behind holds pipes open.
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        super().__init__(
+            [sys.executable, "-m", "negtemp_data", *map(str, arguments)],
+            stdout=subprocess.DEVNULL,
+            stderr=self._stderr,
+            start_new_session=True,
+            # A shell starts background jobs with SIGINT ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            **options,
+        )
+
+    def said(self):
+        """What it has written to stderr."""
+        return os.pread(self._stderr.fileno(), 1 << 20, 0).decode()
+
+    def end(self, timeout_s=120):
+        """What it said, once it has ended."""
+        self.wait(timeout_s)
+        with self._stderr:
+            return self.said()
 
 
 def wait_until(condition, process=None, deadline_s=DEADLINE_S):
     """Waits for a condition; a process must live until it holds."""
     end = time.monotonic() + deadline_s
     while not condition():
-        assert process is None or process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.said()
         assert time.monotonic() < end, "it took too long"
         time.sleep(0.05)
 
@@ -124,21 +137,28 @@ def digests(out):
 
 def kept_rows(out):
     """Rows by id that are safe: committed, or kept for the next run."""
-    import datasets
-
     output = Output(out)
     rows = {}
-    for shard in output.committed_shards():
-        table = datasets.Dataset.from_file(str(shard_file(output, shard)))
-        rows |= {row["id"]: row["completion"] for row in table}
+    # These first: a run that goes on meanwhile commits them, and then removes them here.
     for shard in wip_shards(output):
         wip = read_wip(output, shard)
         rows |= {id_: row["completion"] for id_, row in (wip.generated | wip.done).items()}
-    return rows
+    return rows | {row["id"]: row["completion"] for row in read_rows(output)}
+
+
+def safe_files(out):
+    """Names of the files that rows are safe in: there is a new one whenever a run has moved on."""
+    return {path.name for path in [*out.glob("shard-*.arrow"), *kept_files(out)]}
+
+
+def kept_files(out):
+    """Files of rows that are kept for the next run."""
+    return sorted((out / "_run" / "wip").glob("*/*"))
 
 
 def read_events(out, kind):
-    lines = (out / "_run" / "events.jsonl").read_text().splitlines()
+    path = out / "_run" / "events.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
     return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 

@@ -4,12 +4,12 @@ import signal
 
 import pytest
 from runs import (
+    Command,
     assert_complete,
     assert_gone,
     digests,
     family,
     send,
-    start,
     wait_for_shards,
     write_job,
 )
@@ -24,11 +24,11 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes(
     tiny_model, negtemp, tmp_path, signal_number
 ):
     out = tmp_path / "out"
-    process = start("run", write_job(tmp_path, tiny_model, N_PROMPTS))
+    process = Command("run", write_job(tmp_path, tiny_model, N_PROMPTS))
     wait_for_shards(out, 2, process)
     members = family(process)
     send(process, signal_number)
-    _, stderr = process.communicate(timeout=60)
+    stderr = process.end(60)
     assert process.returncode == 130
     assert "negtemp resume" in stderr and "Traceback" not in stderr
     assert_gone(members)

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from runs import assert_complete, read_events, start, write_job
+from runs import Command, assert_complete, read_events, write_job
 
 N_PROMPTS = 6
 CHECK = """
@@ -23,8 +23,8 @@ def test_poisonous_rows_fail_and_no_others(tiny_model, negtemp, tmp_path):
     out = tmp_path / "out"
     job = write_job(tmp_path, tiny_model, N_PROMPTS, checks=checks)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    process = start("run", job, "--max-failed", "0.2", cwd=tmp_path, env=environment)
-    _, stderr = process.communicate(timeout=500)
+    process = Command("run", job, "--max-failed", "0.2", cwd=tmp_path, env=environment)
+    stderr = process.end(500)
     assert process.returncode == 0 and "Traceback" not in stderr, stderr
     rows = assert_complete(negtemp, out, N_PROMPTS, {})
     failed = {row["id"]: row["error"] for row in rows if row["status"] == "failed"}

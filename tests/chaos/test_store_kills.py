@@ -5,7 +5,7 @@ import time
 
 import datasets
 import pytest
-from runs import SAMPLES, family, kill, start, wait_until, write_job
+from runs import SAMPLES, Command, family, kill, wait_until, write_job
 
 import negtemp_data
 from negtemp_data.errors import OutputLockedError
@@ -21,7 +21,7 @@ def start_run(s3, tmp_path, model, out, n_prompts):
     job = write_job(tmp_path, model, n_prompts, max_tokens=MAX_TOKENS, out=out)
     source = f"{out}-prompts.jsonl"
     s3.files().put_file(str(tmp_path / "prompts.jsonl"), source)
-    return start("run", job, "--set", f"prompts.source={source}")
+    return Command("run", job, "--set", f"prompts.source={source}")
 
 
 def shard_etags(s3, out):
@@ -44,7 +44,7 @@ def kill_when(process, condition):
     """Kills all of a run once a condition holds."""
     wait_until(condition, process)
     kill(family(process))
-    process.communicate(timeout=60)
+    process.end()
 
 
 def age_heartbeat(output):
@@ -100,7 +100,7 @@ def test_a_run_that_has_lost_its_lock_stops(s3, tiny_model, tmp_path):
     wait_until(output.committed_shards, process)
     age_heartbeat(output)
     with hold_lock(output):
-        _, stderr = process.communicate(timeout=120)
+        stderr = process.end(120)
         assert process.returncode == 1 and "another run has taken it over" in stderr, stderr
         assert "Traceback" not in stderr
         assert is_held(output)
@@ -123,7 +123,7 @@ def test_a_run_on_a_store_survives_kill_after_kill(s3, tiny_model, negtemp, tmp_
         ended = time.monotonic()
         wait_until(lambda: not is_held(output))
         assert time.monotonic() - ended > SILENCE_S - 15, "the lock was given up too early"
-        process = start("resume", output.root)
-    _, stderr = process.communicate(timeout=300)
+        process = Command("resume", output.root)
+    stderr = process.end(300)
     assert process.returncode == 0 and "Traceback" not in stderr, stderr
     assert_complete(s3, negtemp, output, n_prompts, before, kept)

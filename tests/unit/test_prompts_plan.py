@@ -205,7 +205,7 @@ def test_folder_without_plan_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"n_prompts": 1}', '{"unknown": 1}'])
 def test_damaged_plan_is_a_storage_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(StorageError, match=r"plan\.json: not a readable plan"):
+    with pytest.raises(StorageError, match=r"plan\.json: is damaged .* delete it"):
         load_plan(folder(tmp_path))
 
 

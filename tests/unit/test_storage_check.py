@@ -170,6 +170,10 @@ def lose_state(output: Output) -> None:
     file_of(output, "state.json").unlink()
 
 
+def break_info(output: Output) -> None:
+    file_of(output, "dataset_info.json").write_text("{")
+
+
 @pytest.mark.parametrize(
     ("plant", "messages"),
     [
@@ -216,6 +220,7 @@ def lose_state(output: Output) -> None:
         (unlist_shard, ["state.json: lists 1 files, which are not the 2 committed"]),
         (break_state, ["state.json: can't be read"]),
         (lose_state, ["state.json: lists 0 files"]),
+        (break_info, ["dataset_info.json: is missing or damaged"]),
     ],
 )
 def test_each_planted_defect_is_found_with_its_mend(

@@ -1,6 +1,7 @@
 """The output folder: created, recognised, refused, reset; its lock; its small files."""
 
 import errno
+import fcntl
 import json
 import os
 import pickle
@@ -223,3 +224,11 @@ def test_the_lock_is_held_exactly_while_a_run_holds_it(tmp_path):
     with hold_lock(output):
         assert is_held(output)
     assert not is_held(output)
+
+
+def test_who_looks_at_the_lock_does_not_keep_another_from_looking(output: Output) -> None:
+    with hold_lock(output):
+        pass
+    with file_of(output, "_run/lock").open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not is_held(output)

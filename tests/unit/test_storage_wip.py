@@ -129,3 +129,13 @@ def test_removing_leaves_nothing(output: Output) -> None:
     remove_wip(output, 0)
     assert wip_shards(output) == []
     assert read_wip(output, 0).done == {}
+
+
+def test_what_a_commit_discards_is_not_written_later(output: Output) -> None:
+    writer = WipWriter(output, 0)
+    writer.add(make_row("p", "control"))
+    writer.flush()
+    writer.add(make_row("q", "control"))
+    writer.discard()
+    assert writer.flush() == 0
+    assert wip_shards(output) == []
