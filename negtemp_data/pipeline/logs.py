@@ -8,7 +8,11 @@ from pathlib import Path
 
 
 def send_output_to(path: Path) -> None:
-    """Points this process's stdout and stderr, those of C code and children too, at a file."""
+    """Points this process's stdout and stderr, those of C code and children too, at a file.
+
+    Its folder is made where it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
     sys.stderr.flush()

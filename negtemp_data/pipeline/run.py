@@ -32,6 +32,7 @@ from negtemp_data.pipeline.progress import Tally
 from negtemp_data.pipeline.reuse import OldRows, find_old_rows, load_old_rows, save_old_rows
 from negtemp_data.prompts import Plan, load_plan, source_digest, write_plan
 from negtemp_data.storage import (
+    Lock,
     Output,
     Totals,
     describe_shard,
@@ -106,7 +107,7 @@ def run_job(request: RunRequest, reporter: Reporter) -> RunResult:
     models = _resolve(job, reporter)
     digest = source_digest(job.prompts)
     output.create()
-    with hold_lock(output):
+    with hold_lock(output) as lock:
         if request.fresh:
             output.reset()
             output.create()
@@ -128,7 +129,7 @@ def run_job(request: RunRequest, reporter: Reporter) -> RunResult:
         output.write_job(write_job(job))
         save_old_rows(output, old_rows)
         output.write_fingerprint(fingerprint)
-        return _Run(request, models, plan, old_rows, reporter).finish_plan()
+        return _Run(request, models, plan, old_rows, reporter, lock).finish_plan()
 
 
 def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
@@ -142,9 +143,9 @@ def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
     _check_request(request)
     output.read_fingerprint()
     models = _resolve(request.job, reporter)
-    with hold_lock(output):
+    with hold_lock(output) as lock:
         plan = load_plan(output.run) or _plan_again(request)
-        return _Run(request, models, plan, load_old_rows(output), reporter).finish_plan()
+        return _Run(request, models, plan, load_old_rows(output), reporter, lock).finish_plan()
 
 
 def _plan_again(request: RunRequest) -> Plan:
@@ -232,7 +233,9 @@ class _Run:
         plan: Plan,
         old_rows: OldRows | None,
         reporter: Reporter,
+        lock: Lock,
     ) -> None:
+        self._lock = lock
         self._job, self._output, self._address = request.job, request.output, request.address
         self._models = models
         self._plan = plan
@@ -316,6 +319,7 @@ class _Run:
 
     def _write_layout(self) -> None:
         """Brings layout and card up to date with what is committed."""
+        self._lock.check()  # a run that has lost it leaves them to its successor
         begun = time.monotonic()
         entries = dict(sorted(self._entries.items()))
         write_layout(self._output, entries)
