@@ -39,6 +39,7 @@ from negtemp_data.storage import (
     read_entry,
     rebuild_ledger,
     remove_wip,
+    require_room,
     summarise,
     wip_shards,
     write_card,
@@ -237,6 +238,7 @@ class _Run:
         self._old_rows = old_rows
         self._reporter = reporter
         self._output.clean_tmp()
+        require_room(self._output.tmp)
         self._entries = rebuild_ledger(self._output)
         for shard in wip_shards(self._output):
             if shard in self._entries:

@@ -7,6 +7,7 @@ nothing of how rows come about.
 """
 
 from negtemp_data.storage.account import ShardAccount
+from negtemp_data.storage.atomic import require_room
 from negtemp_data.storage.card import render_card, write_card
 from negtemp_data.storage.check import CheckReport, check_output
 from negtemp_data.storage.layout import write_layout
@@ -64,6 +65,7 @@ __all__ = [
     "rebuild_ledger",
     "remove_wip",
     "render_card",
+    "require_room",
     "rows_to_table",
     "shard_name",
     "summarise",

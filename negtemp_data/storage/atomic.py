@@ -24,6 +24,9 @@ _REASONS = {
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What link(2) says on a file system without hard links."""
 
+_ROOM_BYTES = 1 << 20
+"""Where the logs of engines don't fit, Ray's actors end with errors that say nothing of the disk."""
+
 
 def create_file(path: Path, data: bytes, tmp: Path) -> bool:
     """Creates `path` with `data`, unless it exists: of many writers exactly one gets True.
@@ -63,6 +66,16 @@ def make_folder(path: Path) -> None:
     """
     with _explain_errors(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def require_room(folder: Path) -> None:
+    """Refuses a disk that has no room for what a run writes in its first seconds.
+
+    Raises:
+        StorageError: See `create_file`.
+    """
+    with _explain_errors(folder), _stage(bytes(_ROOM_BYTES), folder):
+        pass
 
 
 def replace_file(path: Path, data: bytes, tmp: Path) -> None:
