@@ -25,7 +25,7 @@ _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What link(2) says on a file system without hard links."""
 
 _ROOM_BYTES = 1 << 20
-"""Where the logs of engines don't fit, Ray's actors end with errors that say nothing of the disk."""
+"""Without room for engines' logs, Ray's actors end with errors that say nothing of the disk."""
 
 
 def create_file(path: Path, data: bytes, tmp: Path) -> bool:
