@@ -95,7 +95,7 @@ def repeat(source, folder, n_rows):
         commit_shard(output, shard, attach_account(table, account))
         write_entry(output, describe_shard(output, shard))
     plan = Plan(1, 0, n_shards, 1, dict.fromkeys(entries[0].counts, 1))
-    (output.run / "plan.json").write_text(plan.to_json())
+    output.run.replace("plan.json", plan.to_json().encode())
     return output, base.num_rows * COPIES_PER_SHARD * n_shards
 
 
@@ -108,7 +108,7 @@ def anonymous_mib(pid):
 
 def measure(output, dest, name, options):
     """Rows written, seconds, and peak memory in the first fifth and in the rest of the time."""
-    command = [sys.executable, "-m", "negtemp_data", "export", str(output.root), str(dest)]
+    command = [sys.executable, "-m", "negtemp_data", "export", output.root, str(dest)]
     start = time.perf_counter()
     process = subprocess.Popen(
         [*command, "--format", name, *options, "--json"], stdout=subprocess.PIPE

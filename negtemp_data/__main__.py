@@ -1,6 +1,23 @@
-"""`python -m negtemp_data` is `negtemp`."""
+"""`negtemp` and `python -m negtemp_data`.
 
-from negtemp_data.cli.main import main
+An interrupt is one line from the start, which is why click is imported in here.
+"""
+
+import sys
+
+EXIT_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Runs the command line; see `negtemp_data.cli.main`."""
+    try:
+        from negtemp_data.cli.main import main as run_command  # noqa: PLC0415
+
+        run_command()
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        sys.exit(EXIT_INTERRUPTED)
+
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from negtemp_data.jobspec import Job, build_job, load_job, read_yaml
 from negtemp_data.pipeline.snapshot import Snapshot, read_snapshot
 from negtemp_data.prompts import load_plan
-from negtemp_data.storage import Output, Totals, is_held, read_ledger, summarise
+from negtemp_data.storage import JOB_FILE, Output, Totals, is_held, read_ledger, summarise
 
 if TYPE_CHECKING:
     from negtemp_data.cluster.jobs import Cluster, Submission
@@ -215,5 +215,5 @@ def saved_job(out: AnyPath) -> Job:
         OutputError: It is no output.
     """
     output = Output(out)
-    where = str(output.job_path)
+    where = output.run.where(JOB_FILE)
     return build_job(read_yaml(output.read_job(), where), where)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from s3_server import S3Server, serve_s3
+
 _HERE = Path(__file__).parent
 
 
@@ -76,6 +78,21 @@ def tiny_engine(tiny_model: str) -> Iterator[Any]:
     )
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """One for all tests: a process's clients go on using the first address that they were given."""
+    with serve_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """An S3 server that this process, and those that it starts, reach by their environment."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
 
 
 @pytest.fixture(scope="session")

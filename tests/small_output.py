@@ -6,8 +6,15 @@ from typing import Any
 
 from negtemp_data.jobspec import Job, build_job, write_job
 from negtemp_data.jobspec.fingerprint import Fingerprint
-from negtemp_data.prompts.plan import Plan
-from negtemp_data.storage import Output, build_shard, commit_shard, describe_shard, write_entry
+from negtemp_data.prompts.plan import PLAN_FILE, Plan
+from negtemp_data.storage import (
+    Output,
+    build_shard,
+    commit_shard,
+    describe_shard,
+    shard_name,
+    write_entry,
+)
 
 CHAT_ROW = {
     "sample": 0,
@@ -93,7 +100,7 @@ def make_injection(position: int, token_id: int) -> dict[str, Any]:
 
 
 def write_output(
-    folder: Path,
+    folder: Path | str,
     shards: Iterable[list[Mapping[str, Any]]],
     job: Job | None = None,
     n_planned: int | None = None,
@@ -103,7 +110,9 @@ def write_output(
     output.create()
     job = job or make_job()
     output.write_job(write_job(job))
-    output.write_fingerprint(Fingerprint({}, "prompts", "revision-1"))
+    output.write_fingerprint(
+        Fingerprint({"output": {"keep": job.output.keep}}, "prompts", "revision-1")
+    )
     n_shards = 0
     for index, rows in enumerate(shards):
         commit_shard(output, index, build_shard(index, list(rows), job.output.keep, 1.0))
@@ -111,5 +120,15 @@ def write_output(
         n_shards += 1
     n_shards = n_planned or n_shards
     plan = Plan(n_shards, 0, n_shards, 1, dict(job.generate.samples))
-    (output.run / "plan.json").write_text(plan.to_json())
+    output.run.replace(PLAN_FILE, plan.to_json().encode())
     return output
+
+
+def file_of(output: Output, name: str) -> Path:
+    """A file of an output in a folder."""
+    return Path(output.store.where(name))
+
+
+def shard_file(output: Output, index: int) -> Path:
+    """The file of a shard of an output in a folder."""
+    return file_of(output, shard_name(index))

@@ -81,6 +81,7 @@ def command(
 
     `datasets.load_dataset` opens DEST. The same OUT and options give the same bytes.
     """
+    from negtemp_data import api  # noqa: PLC0415
     from negtemp_data.cli.run import interrupt  # noqa: PLC0415
     from negtemp_data.export import (  # noqa: PLC0415
         ExportRequest,
@@ -90,12 +91,11 @@ def command(
         parse_split,
     )
     from negtemp_data.export.hub import check_hub, push_folder  # noqa: PLC0415
-    from negtemp_data.jobspec import build_job, read_yaml  # noqa: PLC0415
     from negtemp_data.storage import Output  # noqa: PLC0415
 
     signal.signal(signal.SIGTERM, interrupt)
     output = Output(out)
-    job = build_job(read_yaml(output.read_job(), str(output.job_path)), str(output.job_path))
+    job = api.saved_job(out)
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if is_all:
         given["best_only"] = False

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from negtemp_data.cli.findings import Finding, folder_finding, package_version
 from negtemp_data.engine.catalogue import CATALOGUE, is_known, local_path
+from negtemp_data.errors import OutputError
 from negtemp_data.jobspec import SAME, EngineJudgeConfig, Job, single_judges
 
 
@@ -23,10 +24,20 @@ def job_findings(job: Job) -> Iterator[Finding]:
     for field, model in models.items():
         yield _model(field, model)
     if "://" in job.output.path:
-        yield Finding("ok", f"output {job.output.path}: a store, which is not looked at")
+        yield _store(job.output.path)
     else:
         path = Path(job.output.path).absolute()
         yield folder_finding("output", path, "negtemp run --out DIR, with another folder")
+
+
+def _store(uri: str) -> Finding:
+    from negtemp_data.storage import Output  # noqa: PLC0415
+
+    try:
+        Output(uri)
+    except OutputError as error:
+        return Finding("problem", f"output {error}", "negtemp run --out DIR, with a folder")
+    return Finding("ok", f"output {uri}: a store, which is not looked at")
 
 
 def _model(field: str, name: str) -> Finding:

@@ -33,8 +33,6 @@ COMMANDS = {
     "completion": "Print what makes a shell complete commands.",
 }
 
-EXIT_INTERRUPTED = 130
-
 
 class LazyGroup(SuggestingGroup):
     """A group that finds each command in the module of its name."""
@@ -100,7 +98,6 @@ def main() -> None:
         text = "".join(char if char == "\n" or char.isprintable() else "�" for char in str(error))
         click.echo(f"Error: {text}", err=True)
         code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted.", err=True)
-        code = EXIT_INTERRUPTED
+    except click.Abort as error:
+        raise KeyboardInterrupt from error
     sys.exit(code if isinstance(code, int) else 0)

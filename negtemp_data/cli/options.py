@@ -56,7 +56,9 @@ def print_json(data: Any) -> None:
 
 
 def short_path(path: str | os.PathLike[str]) -> str:
-    """A path as a person would type it: relative, unless that leads up and away."""
+    """A path as a person would type it: relative, unless that leads up and away; a URI as it is."""
+    if "://" in os.fspath(path):
+        return os.fspath(path)
     try:
         relative = os.path.relpath(path)
     except FileNotFoundError:  # Ray deletes a job's working directory while the driver still ends

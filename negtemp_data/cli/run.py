@@ -145,7 +145,7 @@ def _as_json(result: Any, output: Any) -> dict[str, Any]:
     from dataclasses import asdict  # noqa: PLC0415
 
     return {
-        "output": str(output.root),
+        "output": output.root,
         "totals": asdict(result.totals),
         "generated": asdict(result.generated),
         "tokens": result.tokens,
@@ -179,7 +179,7 @@ def _show_end(job: Job, output: Any, result: Any) -> None:
         f"\nNext:\n  negtemp show {root}          samples, injected tokens marked"
         f"\n  negtemp check {root}         integrity of the data set"
         f"\n  negtemp export {root} DIR --format sft   for training"
-        f'\n  python -c "import datasets; print(datasets.load_from_disk({str(root)!r}))"',
+        f'\n  python -c "import datasets; print(datasets.load_from_disk({root!r}))"',
         soft_wrap=True,
         markup=False,
     )

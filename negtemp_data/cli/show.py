@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
+from negtemp_data import api
 from negtemp_data.cli.options import json_option, output_argument
-from negtemp_data.jobspec import Job, build_job, read_yaml
+from negtemp_data.jobspec import Job
 from negtemp_data.storage import Output, read_rows
 
 
@@ -32,8 +33,7 @@ def command(
 ) -> None:
     """Show samples of OUT: prompt, completion with injected tokens marked, verdict."""
     output = Output(out)
-    text = output.read_job()
-    job = build_job(read_yaml(text, str(output.job_path)), str(output.job_path))
+    job = api.saved_job(out)
     chosen = islice(read_rows(output, arm=arm, status=status, prompt_id=prompt_id), rows)
     if as_json:
         import json  # noqa: PLC0415

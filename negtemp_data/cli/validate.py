@@ -5,7 +5,7 @@ from itertools import islice
 import click
 
 from negtemp_data.cli.options import gather_overrides, job_argument, json_option, print_json
-from negtemp_data.errors import ModelError, OutputError
+from negtemp_data.errors import ModelError
 from negtemp_data.jobspec import load_job
 
 _PROMPTS_READ = 1000
@@ -40,7 +40,9 @@ def command(
         )
     check_engine_arguments(job.generate.engine)
     if "://" in job.output.path:
-        raise OutputError(f"{job_file}: output.path: object stores are not supported yet.")
+        from negtemp_data.storage import Output  # noqa: PLC0415
+
+        Output(job.output.path)  # refuses what can't hold one
     bad = [
         {"id": prompt.id, "error": prompt.error}
         for prompt in islice(read_prompts(job.prompts), _PROMPTS_READ)

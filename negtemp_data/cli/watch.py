@@ -9,8 +9,8 @@ from rich.live import Live
 from rich.text import Text
 
 from negtemp_data import api
+from negtemp_data.__main__ import EXIT_INTERRUPTED
 from negtemp_data.cli.display import describe_live, live_view
-from negtemp_data.cli.main import EXIT_INTERRUPTED
 from negtemp_data.pipeline.snapshot import Snapshot
 from negtemp_data.storage import Output, is_held
 

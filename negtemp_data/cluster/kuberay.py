@@ -20,7 +20,14 @@ from negtemp_data.cluster.bundle import run_command, write_bundle
 from negtemp_data.cluster.pins import uv_field
 from negtemp_data.cluster.visibility import Visibility
 from negtemp_data.errors import ClusterError
-from negtemp_data.jobspec import SAME, EngineJudgeConfig, Job, count_gpus, single_judges
+from negtemp_data.jobspec import (
+    SAME,
+    EngineJudgeConfig,
+    Job,
+    RewardJudgeConfig,
+    count_gpus,
+    single_judges,
+)
 
 MAX_CONFIG_MAP_BYTES = 1_000_000
 """Kubernetes refuses a ConfigMap of more than 1 MiB, names and all."""
@@ -123,15 +130,22 @@ class WorkerPods(NamedTuple):
 
 
 def _worker_pods(job: Job, has_gpus: bool) -> WorkerPods:
-    judges = [
-        judge
+    # Judges of the same needs share their engines.
+    judges = {
+        (
+            judge.model,
+            json.dumps(judge.engine, sort_keys=True),
+            judge.replicas,
+            count_gpus(judge.gpus_per_replica, judge.engine, has_gpus),
+            isinstance(judge, RewardJudgeConfig),
+        )
         for _, judge in single_judges(job.verify.judge)
         if isinstance(judge, EngineJudgeConfig) and judge.model != SAME
-    ]
-    n_judges = sum(judge.replicas for judge in judges)
+    }
+    n_judges = sum(replicas for _, _, replicas, *_ in judges)
     generators = job.generate.replica_range
     gpus = [count_gpus(job.generate.gpus_per_replica, job.generate.engine, has_gpus)]
-    gpus += [count_gpus(judge.gpus_per_replica, judge.engine, has_gpus) for judge in judges]
+    gpus += [each for *_, each, _ in judges]
     return WorkerPods(generators.min + n_judges, generators.max + n_judges, math.ceil(max(gpus)))
 
 

@@ -2,13 +2,13 @@
 
 import os
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from negtemp_data.errors import ExportError
-from negtemp_data.storage import ROW_SCHEMA, Output
+from negtemp_data.storage import ROW_SCHEMA, Output, Store, shard_name
+from negtemp_data.storage.local import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,19 +24,22 @@ class CommittedRows:
     Shards never change, so this view does not either, whatever a run adds meanwhile.
     """
 
-    def __init__(self, paths: "Sequence[Path]") -> None:
+    def __init__(self, store: Store, names: "Sequence[str]") -> None:
         """Takes the files of the shards, in order; opens none of them."""
-        self._paths = list(paths)
+        self._store = store
+        self._names = list(names)
 
     def arrow(self) -> pa.Table:
-        """A table whose buffers are the files' own pages."""
+        """A table whose buffers are the files' own pages, or copies of objects."""
         return self._table
 
     def hf(self) -> Any:
-        """A `datasets.Dataset`, memory-mapped."""
+        """A `datasets.Dataset`, memory-mapped, or in memory where the shards are objects."""
         from datasets import Dataset, concatenate_datasets  # noqa: PLC0415
 
-        shards = [Dataset.from_file(str(path)) for path in self._paths]
+        if not isinstance(self._store, LocalStore):
+            return Dataset(self._table)
+        shards = [Dataset.from_file(self._store.where(name)) for name in self._names]
         return concatenate_datasets([shard for shard in shards if len(shard)] or shards[:1])
 
     def polars(self) -> "pl.DataFrame":
@@ -70,17 +73,18 @@ class CommittedRows:
                 raise ExportError(
                     f"column {column!r}: must be one of {', '.join(ROW_SCHEMA.names)}."
                 )
-        return TorchRows(self._paths, chosen, seed)
+        return TorchRows(self._store, self._names, chosen, seed)
 
     @cached_property
     def _table(self) -> pa.Table:
-        tables = [pa.ipc.open_stream(pa.memory_map(str(path))).read_all() for path in self._paths]
+        shards = map(self._store.load, self._names)
+        tables = [pa.ipc.open_stream(shard).read_all() for shard in shards]
         # Each shard's schema carries an account of its own.
         return pa.concat_tables(table.replace_schema_metadata() for table in tables)
 
 
 def open_dataset(out: str | os.PathLike[str]) -> CommittedRows:
-    """Opens the committed rows of the output folder `out`.
+    """Opens the committed rows of the output `out`, a folder or a URI.
 
     Raises:
         OutputError: The folder is no output.
@@ -91,4 +95,4 @@ def open_dataset(out: str | os.PathLike[str]) -> CommittedRows:
     shards = output.committed_shards()
     if not shards:
         raise ExportError(f"{output.root}: no shard is committed yet.")
-    return CommittedRows([output.shard_path(index) for index in shards])
+    return CommittedRows(output.store, [shard_name(index) for index in shards])

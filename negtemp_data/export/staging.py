@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from negtemp_data.errors import ExportError, StorageError
-from negtemp_data.storage.atomic import explain_error
+from negtemp_data.storage.local import explain_error
 
 
 def check_destination(dest: Path) -> None:

@@ -5,17 +5,17 @@ protocol of torchdata's StatefulDataLoader, which keeps the position of each wor
 own DataLoader the position is known where `num_workers` is 0.
 """
 
-import mmap
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.dlpack import from_dlpack
+
+from negtemp_data.storage import Store
 
 
 class TorchRows(IterableDataset[dict[str, Any]]):
@@ -24,9 +24,12 @@ class TorchRows(IterableDataset[dict[str, Any]]):
     The pages are private: what is written to a tensor never reaches the file.
     """
 
-    def __init__(self, paths: Sequence[Path], columns: Sequence[str], seed: int | None) -> None:
+    def __init__(
+        self, store: Store, names: Sequence[str], columns: Sequence[str], seed: int | None
+    ) -> None:
         """See `CommittedRows.torch`."""
-        self._paths = list(paths)
+        self._store = store
+        self._names = list(names)
         self._columns = list(columns)
         self._seed = seed
         self._epoch = self._position = self._start = 0
@@ -44,7 +47,7 @@ class TorchRows(IterableDataset[dict[str, Any]]):
         self._position = n_skipped = self._start
         self._start = 0
         for shard in self._own_shards():
-            rows = _MappedShard(self._paths[shard], self._columns)
+            rows = _MappedShard(self._store, self._names[shard], self._columns)
             order = self._shuffle(rows.n_rows, shard + 1)
             for row in order[n_skipped:]:
                 # Before the row is given out: a state that is saved then goes on after it.
@@ -55,7 +58,7 @@ class TorchRows(IterableDataset[dict[str, Any]]):
 
     def _own_shards(self) -> list[int]:
         worker = get_worker_info()
-        shards = self._shuffle(len(self._paths), 0)
+        shards = self._shuffle(len(self._names), 0)
         return shards if worker is None else shards[worker.id :: worker.num_workers]
 
     def _shuffle(self, n: int, stream: int) -> list[int]:
@@ -69,11 +72,9 @@ class TorchRows(IterableDataset[dict[str, Any]]):
 class _MappedShard:
     """Random access to the rows of one shard's file."""
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        with path.open("rb") as file:
-            # Private pages: torch knows no read-only tensors, and writing to one must not crash.
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        with pa.ipc.open_stream(pa.py_buffer(pages)) as reader:
+    def __init__(self, store: Store, name: str, columns: Sequence[str]) -> None:
+        # Private pages: torch knows no read-only tensors, and writing to one must not crash.
+        with pa.ipc.open_stream(store.load_private(name)) as reader:
             self._batches = [batch.select(columns) for batch in reader]
         self._ends = list(accumulate(batch.num_rows for batch in self._batches))
         self.n_rows = self._ends[-1] if self._ends else 0

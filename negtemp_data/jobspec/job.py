@@ -151,7 +151,7 @@ class OutputConfig(StrictModel):
     """Where rows go."""
 
     path: str = Field(min_length=1)
-    """Output folder; a run continues what it finds there."""
+    """Output: a folder, or a URI (s3://, gs://, az://); a run continues what it finds there."""
     shard_rows: int = Field(default=256, ge=1, le=65536)
     """Rows of a shard: a shard holds the samples of whole prompts, at least of one."""
     keep: Literal["all", "accepted"] = "all"

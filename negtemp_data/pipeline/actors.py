@@ -109,7 +109,6 @@ class GenerateShard:
         watch = BoardWatch(board, WorkerMetrics(settings.job.name))
         self._actor = watch.worker
         try:
-            output.logs.mkdir(parents=True, exist_ok=True)
             send_output_to(output.logs / f"worker-{self._name}.log")
             self._announce_start()
             begun = time.monotonic()

@@ -6,16 +6,16 @@ removes it when it is done.
 
 import heapq
 import json
-import shutil
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from negtemp_data.errors import RequestError
+from negtemp_data.errors import RequestError, StorageError
 from negtemp_data.jobspec import Job
 from negtemp_data.pipeline.estimate import Calibration, Estimate, estimate
 from negtemp_data.pipeline.monitor import Reporter
@@ -60,7 +60,8 @@ def calibrate(job: Job, n_prompts: int, address: str | None, reporter: Reporter)
         result = run_job(RunRequest(small, output, address, fresh=True), reporter)
         seconds = time.monotonic() - begun
     calibration = _read(output, result, seconds)
-    shutil.rmtree(output.root, ignore_errors=True)
+    with suppress(StorageError):
+        output.store.remove_tree()
     return estimate(calibration, chosen.n_usable, job.generate.replica_range.max)
 
 

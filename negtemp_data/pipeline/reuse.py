@@ -7,7 +7,6 @@ from its number; no index is built, and a worker holds the rows of few shards at
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from negtemp_data.errors import OutputError, StorageError
@@ -78,12 +77,11 @@ def save_old_rows(output: Output, old: OldRows | None) -> None:
     Raises:
         StorageError: The disk refused.
     """
-    path = _path(output)
     if old is None:
-        path.unlink(missing_ok=True)
+        output.run.remove([_FILE])
     else:
-        data = {"output": str(old.output.root), "prompts_per_shard": old.prompts_per_shard}
-        output.write_json(path, data)
+        data = {"output": old.output.root, "prompts_per_shard": old.prompts_per_shard}
+        output.run.replace_json(_FILE, data)
 
 
 def load_old_rows(output: Output) -> OldRows | None:
@@ -93,16 +91,12 @@ def load_old_rows(output: Output) -> OldRows | None:
         StorageError: The note can't be read.
     """
     try:
-        data = json.loads(_path(output).read_text(encoding="utf-8"))
+        data = json.loads(output.run.read(_FILE))
         return OldRows(Output(data["output"]), int(data["prompts_per_shard"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{_path(output)}: can't be read: {error}.") from error
-
-
-def _path(output: Output) -> Path:
-    return output.run / _FILE
+        raise StorageError(f"{output.run.where(_FILE)}: can't be read: {error}.") from error
 
 
 def _generation_part(mine: Fingerprint, other: Fingerprint) -> Fingerprint:

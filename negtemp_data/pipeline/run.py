@@ -25,13 +25,14 @@ from negtemp_data.jobspec import (
 from negtemp_data.jobspec.fingerprint import fingerprint_job
 from negtemp_data.judging import check_environment
 from negtemp_data.pipeline.graph import Inputs, ShardGraph, ray_session
-from negtemp_data.pipeline.logs import captured_output
+from negtemp_data.pipeline.logs import captured_output, require_room
 from negtemp_data.pipeline.metrics import DriverMetrics
 from negtemp_data.pipeline.monitor import Monitor, Reporter
 from negtemp_data.pipeline.progress import Tally
 from negtemp_data.pipeline.reuse import OldRows, find_old_rows, load_old_rows, save_old_rows
 from negtemp_data.prompts import Plan, load_plan, source_digest, write_plan
 from negtemp_data.storage import (
+    Lock,
     Output,
     Totals,
     describe_shard,
@@ -39,7 +40,6 @@ from negtemp_data.storage import (
     read_entry,
     rebuild_ledger,
     remove_wip,
-    require_room,
     summarise,
     wip_shards,
     write_card,
@@ -105,7 +105,7 @@ def run_job(request: RunRequest, reporter: Reporter) -> RunResult:
     models = _resolve(job, reporter)
     digest = source_digest(job.prompts)
     output.create()
-    with hold_lock(output):
+    with hold_lock(output) as lock:
         if request.fresh:
             output.reset()
             output.create()
@@ -127,7 +127,7 @@ def run_job(request: RunRequest, reporter: Reporter) -> RunResult:
         output.write_job(write_job(job))
         save_old_rows(output, old_rows)
         output.write_fingerprint(fingerprint)
-        return _Run(request, models, plan, old_rows, reporter).finish_plan()
+        return _Run(request, models, plan, old_rows, reporter, lock).finish_plan()
 
 
 def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
@@ -141,9 +141,9 @@ def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
     _check_request(request)
     output.read_fingerprint()
     models = _resolve(request.job, reporter)
-    with hold_lock(output):
+    with hold_lock(output) as lock:
         plan = load_plan(output.run) or _plan_again(request)
-        return _Run(request, models, plan, load_old_rows(output), reporter).finish_plan()
+        return _Run(request, models, plan, load_old_rows(output), reporter, lock).finish_plan()
 
 
 def _plan_again(request: RunRequest) -> Plan:
@@ -231,14 +231,16 @@ class _Run:
         plan: Plan,
         old_rows: OldRows | None,
         reporter: Reporter,
+        lock: Lock,
     ) -> None:
+        self._lock = lock
         self._job, self._output, self._address = request.job, request.output, request.address
         self._models = models
         self._plan = plan
         self._old_rows = old_rows
         self._reporter = reporter
         self._output.clean_tmp()
-        require_room(self._output.tmp)
+        require_room(self._output.logs)
         self._entries = rebuild_ledger(self._output)
         for shard in wip_shards(self._output):
             if shard in self._entries:
@@ -316,6 +318,7 @@ class _Run:
 
     def _write_layout(self) -> None:
         """Brings layout and card up to date with what is committed."""
+        self._lock.check()  # a run that has lost it leaves them to its successor
         self._layout_at = time.monotonic()
         entries = dict(sorted(self._entries.items()))
         write_layout(self._output, entries)

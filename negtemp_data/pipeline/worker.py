@@ -163,7 +163,7 @@ class Worker:
             EngineDeadError: The engine died; what was finished is kept.
             NegtempError: The run can't go on.
         """
-        if self._output.shard_path(shard).exists():
+        if self._output.is_committed(shard):
             return
         arms = self._job.generate.samples
         opened = self._open[shard] = _OpenShard(self._output, shard, arms, self._count)
@@ -175,7 +175,7 @@ class Worker:
             opened.discard()
         except StorageError:
             # Another worker that was taken for dead may have been faster, and cleaned up.
-            if not self._output.shard_path(shard).exists():
+            if not self._output.is_committed(shard):
                 raise
         finally:
             del self._open[shard]

@@ -4,12 +4,10 @@ Loaded when a plan is written or a shard is read. Knows nothing of jobs.
 """
 
 import json
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from negtemp_data.errors import StorageError
 from negtemp_data.prompts.records import Message, Prompt
 
 # large_string: the texts of a shard may exceed the 2 GiB that 32-bit offsets reach.
@@ -35,26 +33,18 @@ def to_batch(prompts: list[Prompt]) -> Any:
     return pa.RecordBatch.from_pylist([_to_row(prompt) for prompt in prompts], schema=_SCHEMA)
 
 
-def read_batch(path: Path, shard: int) -> list[Prompt]:
-    """The prompts of one shard; the others are not read.
+def read_batch(file: Any, shard: int) -> list[Prompt]:
+    """The prompts of one shard in an Arrow file; the others are not read.
 
     Raises:
         IndexError: There is no such shard.
-        StorageError: The file can't be read or is damaged.
     """
-    try:
-        with pa.memory_map(str(path)) as file:
-            reader = pa.ipc.open_file(file)
-            if not 0 <= shard < reader.num_record_batches:
-                raise IndexError(f"{path} has {reader.num_record_batches} shards, no shard {shard}")
-            batch = reader.get_batch(shard)
-            batch.validate(full=True)
-            return [_to_prompt(row) for row in batch.to_pylist()]
-    except (OSError, pa.ArrowException) as error:
-        raise StorageError(
-            f"{path}: shard {shard} can't be read ({error}); delete {path.with_name('plan.json')}, "
-            f"then `negtemp resume {path.parent.parent}` plans again from the same prompts."
-        ) from error
+    reader = pa.ipc.open_file(file)
+    if not 0 <= shard < reader.num_record_batches:
+        raise IndexError(f"{reader.num_record_batches} shards, no shard {shard}")
+    batch = reader.get_batch(shard)
+    batch.validate(full=True)
+    return [_to_prompt(row) for row in batch.to_pylist()]
 
 
 def _to_row(prompt: Prompt) -> dict[str, str | None]:

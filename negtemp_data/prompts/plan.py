@@ -1,4 +1,4 @@
-"""The plan of a run: its prompts, cut into shards, as files of the run's folder.
+"""The plan of a run: its prompts, cut into shards, as files of the run.
 
 `prompts.arrow` holds the prompts, one record batch a shard; `plan.json` is written after it and
 says that the plan is complete. Both are a pure function of prompts, samples and `shard_rows`. Knows
@@ -7,14 +7,11 @@ nothing of what a run makes of its rows.
 
 import hashlib
 import json
-import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from negtemp_data.errors import StorageError
 from negtemp_data.jobspec import Job
@@ -25,6 +22,31 @@ PLAN_FILE = "plan.json"
 """Name of the file that says that a plan is complete."""
 PROMPTS_FILE = "prompts.arrow"
 """Name of the file with the prompts of all shards."""
+
+
+class Files(Protocol):
+    """Where the files of a plan are: what it needs of a `negtemp_data.storage.store.Store`."""
+
+    def where(self, name: str) -> str:
+        """Path or URI of a file."""
+
+    def make(self) -> None:
+        """Makes the folder, where folders are made at all."""
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes."""
+
+    def open(self, name: str) -> Any:
+        """An Arrow file to read at any place."""
+
+    def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A file to write, which takes the place of `name` when the block ends well."""
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Writes a file, whole or not at all."""
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes files, as far as they are there."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +125,14 @@ def prompts_per_shard(job: Job) -> int:
     return max(1, job.output.shard_rows // job.samples_per_prompt)
 
 
-def write_plan(job: Job, directory: Path, on_progress: Callable[[int], None] | None = None) -> Plan:
+def write_plan(job: Job, files: Files, on_progress: Callable[[int], None] | None = None) -> Plan:
     """Reads all prompts once and writes the plan, one shard in memory at a time.
 
     A plan that is there already is replaced. Until the new one is complete there is no plan.json.
 
     Args:
         job: The job to plan.
-        directory: Folder for the plan's files, made if missing.
+        files: Where the plan's files go; its folder is made if missing.
         on_progress: Called after each shard with the number of prompts so far.
 
     Raises:
@@ -123,71 +145,58 @@ def write_plan(job: Job, directory: Path, on_progress: Callable[[int], None] | N
     per_shard = prompts_per_shard(job)
     prompts = read_prompts(job.prompts)
     n_prompts = n_bad = n_shards = 0
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        # First of all, so that an old plan.json never stands beside new prompts.
-        (directory / PLAN_FILE).unlink(missing_ok=True)
-        with _replace_file(directory / PROMPTS_FILE) as file, open_writer(file) as writer:
-            while shard := list(islice(prompts, per_shard)):
-                writer.write_batch(to_batch(shard))
-                n_shards += 1
-                n_prompts += len(shard)
-                n_bad += sum(prompt.error is not None for prompt in shard)
-                if on_progress is not None:
-                    on_progress(n_prompts)
-        plan = Plan(n_prompts, n_bad, n_shards, per_shard, dict(job.generate.samples))
-        with _replace_file(directory / PLAN_FILE) as file:
-            file.write(plan.to_json().encode())
-    except OSError as error:
-        raise StorageError(f"{directory}: the plan can't be written: {error}.") from error
+    files.make()
+    # First of all, so that an old plan.json never stands beside new prompts.
+    files.remove([PLAN_FILE])
+    with files.writing(PROMPTS_FILE) as file, open_writer(file) as writer:
+        while shard := list(islice(prompts, per_shard)):
+            writer.write_batch(to_batch(shard))
+            n_shards += 1
+            n_prompts += len(shard)
+            n_bad += sum(prompt.error is not None for prompt in shard)
+            if on_progress is not None:
+                on_progress(n_prompts)
+    plan = Plan(n_prompts, n_bad, n_shards, per_shard, dict(job.generate.samples))
+    files.replace(PLAN_FILE, plan.to_json().encode())
     return plan
 
 
-def load_plan(directory: Path) -> Plan | None:
+def load_plan(files: Files) -> Plan | None:
     """The plan in a folder; None: it has none, or not yet.
 
     Raises:
         StorageError: plan.json can't be read or is damaged.
     """
-    path = directory / PLAN_FILE
     try:
-        return Plan.from_json(path.read_text(encoding="utf-8"))
+        return Plan.from_json(files.read(PLAN_FILE).decode())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise StorageError(
-            f"{path}: is damaged ({error}); delete it, then `negtemp resume {directory.parent}` "
-            "plans again from the same prompts."
+            f"{files.where(PLAN_FILE)}: is damaged ({error}); delete it, then `negtemp resume` on "
+            "this output plans again from the same prompts."
         ) from error
 
 
-def read_shard(directory: Path, shard: int) -> list[Prompt]:
+def read_shard(files: Files, shard: int) -> list[Prompt]:
     """The prompts of one shard; the others are not read.
 
     Raises:
         IndexError: There is no such shard.
         StorageError: prompts.arrow can't be read or is damaged.
     """
+    from pyarrow import ArrowException  # noqa: PLC0415
+
     from negtemp_data.prompts.batches import read_batch  # noqa: PLC0415
 
-    return read_batch(directory / PROMPTS_FILE, shard)
-
-
-@contextmanager
-def _replace_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path`, synced, when the block ends well."""
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    where = files.where(PROMPTS_FILE)
     try:
-        with unfinished.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        with files.open(PROMPTS_FILE) as file:
+            return read_batch(file, shard)
+    except IndexError as error:
+        raise IndexError(f"{where} has {error}") from error
+    except (OSError, ArrowException) as error:
+        raise StorageError(
+            f"{where}: shard {shard} can't be read ({error}); delete {files.where(PLAN_FILE)}, "
+            "then `negtemp resume` on this output plans again from the same prompts."
+        ) from error

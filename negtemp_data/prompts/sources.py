@@ -125,6 +125,8 @@ def _find_remote(source: str) -> tuple[Any, list[str]]:
         from fsspec.core import url_to_fs  # noqa: PLC0415
 
         filesystem, path = url_to_fs(source)
+        # It may remember, with their etags, files that have changed since.
+        filesystem.invalidate_cache()
         # isfile first: asking HTTP for a directory downloads it.
         if filesystem.isfile(path):
             return filesystem, [path]

@@ -7,7 +7,6 @@ nothing of how rows come about.
 """
 
 from negtemp_data.storage.account import ShardAccount
-from negtemp_data.storage.atomic import require_room
 from negtemp_data.storage.card import render_card, write_card
 from negtemp_data.storage.check import CheckReport, check_output
 from negtemp_data.storage.layout import write_layout
@@ -19,8 +18,8 @@ from negtemp_data.storage.ledger import (
     rebuild_ledger,
     write_entry,
 )
-from negtemp_data.storage.lock import hold_lock, is_held
-from negtemp_data.storage.output import Output, shard_name
+from negtemp_data.storage.lock import Lock, hold_lock, is_held
+from negtemp_data.storage.output import JOB_FILE, Output, shard_name
 from negtemp_data.storage.samples import read_rows
 from negtemp_data.storage.schema import (
     ATTEMPT_COLUMNS,
@@ -32,20 +31,24 @@ from negtemp_data.storage.schema import (
     rows_to_table,
 )
 from negtemp_data.storage.shards import build_shard, commit_shard, encode_shard, read_batches
+from negtemp_data.storage.store import Store, open_store
 from negtemp_data.storage.summary import ArmTotals, Totals, summarise
 from negtemp_data.storage.wip import WipRows, WipWriter, read_wip, remove_wip, wip_shards
 
 __all__ = [
     "ATTEMPT_COLUMNS",
     "COLUMNS",
+    "JOB_FILE",
     "ROW_SCHEMA",
     "STATUSES",
     "ArmTotals",
     "CheckReport",
+    "Lock",
     "Output",
     "ShardAccount",
     "ShardEntry",
     "Status",
+    "Store",
     "Totals",
     "WipRows",
     "WipWriter",
@@ -57,6 +60,7 @@ __all__ = [
     "generated_tokens",
     "hold_lock",
     "is_held",
+    "open_store",
     "read_batches",
     "read_entry",
     "read_ledger",
@@ -65,7 +69,6 @@ __all__ = [
     "rebuild_ledger",
     "remove_wip",
     "render_card",
-    "require_room",
     "rows_to_table",
     "shard_name",
     "summarise",

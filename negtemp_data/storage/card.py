@@ -20,7 +20,7 @@ from negtemp_data.jobspec import (
     write_job,
 )
 from negtemp_data.storage.ledger import ShardEntry
-from negtemp_data.storage.output import Output
+from negtemp_data.storage.output import CARD_FILE, Output
 from negtemp_data.storage.schema import COLUMNS, ROW_SCHEMA
 from negtemp_data.storage.summary import summarise
 
@@ -52,7 +52,7 @@ def write_card(
         versions=versions,
         model_notes=model_notes,
     )
-    output.write_text(output.card_path, text)
+    output.store.replace(CARD_FILE, text.encode())
 
 
 def render_card(template: str, job: Job, **values: Any) -> str:

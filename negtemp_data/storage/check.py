@@ -18,13 +18,13 @@ from negtemp_data.storage.layout import describes_columns
 from negtemp_data.storage.ledger import (
     ShardEntry,
     describe_shard,
-    entry_path,
+    entry_name,
     ledger_shards,
-    read_entry,
+    read_entries,
 )
-from negtemp_data.storage.output import Output, shard_name
+from negtemp_data.storage.output import INFO_FILE, STATE_FILE, Output, shard_name
 from negtemp_data.storage.schema import ROW_SCHEMA
-from negtemp_data.storage.shards import read_batches, read_schema, unreadable_shard
+from negtemp_data.storage.shards import load_shard, read_batches, read_schema, unreadable_shard
 from negtemp_data.storage.summary import summarise
 
 _DIGEST_BYTES = 16
@@ -112,11 +112,12 @@ def _mend_shard(output: Output) -> str:
 
 def _read_rows(output: Output, index: int) -> tuple[list[str], Counter[tuple[str, str]]]:
     """Ids of a shard's rows, and how many rows each arm and status has."""
-    if not read_schema(output, index).equals(ROW_SCHEMA):
+    data = load_shard(output, index)
+    if not read_schema(output, index, data).equals(ROW_SCHEMA):
         raise unreadable_shard(output, index, "its columns are not those of this version")
     ids: list[str] = []
     counts: Counter[tuple[str, str]] = Counter()
-    for batch in read_batches(output, index):
+    for batch in read_batches(output, index, data):
         try:
             batch.validate(full=True)
         except pa.ArrowException as error:
@@ -170,8 +171,10 @@ def _compare_ledger(
     output: Output, entries: Mapping[int, ShardEntry], committed: Iterable[int]
 ) -> Iterator[str]:
     """What the ledger remembers, against the files; what it lacks is no problem."""
+    listed = ledger_shards(output)
+    remembered = read_entries(output, listed)
     for index, entry in entries.items():
-        known = read_entry(output, index)
+        known = remembered.get(index)
         if known and known.checksum != entry.checksum:
             yield (
                 f"{shard_name(index)}: its checksum is {entry.checksum}, but was {known.checksum} "
@@ -180,9 +183,9 @@ def _compare_ledger(
         elif known and known != entry:
             yield (
                 f"{shard_name(index)}: its ledger entry disagrees with it; delete "
-                f"{entry_path(output, index)}, which is made again from the shard."
+                f"{output.shards.where(entry_name(index))}, which is made again from the shard."
             )
-    for index in sorted(set(ledger_shards(output)) - set(committed)):
+    for index in sorted(set(listed) - set(committed)):
         yield (
             f"{shard_name(index)}: is in the ledger, but the file is gone; put it back, or "
             f"`negtemp resume {output.root}` makes its rows again."
@@ -193,7 +196,7 @@ def _compare_layout(output: Output, committed: list[int]) -> Iterator[str]:
     """Whether `load_from_disk` would see exactly the committed shards."""
     listed: list[str] = []
     try:
-        state = json.loads(output.state_path.read_bytes())
+        state = json.loads(output.store.read(STATE_FILE))
         listed = [file["filename"] for file in state["_data_files"]]
     except FileNotFoundError:
         pass
@@ -206,10 +209,7 @@ def _compare_layout(output: Output, committed: list[int]) -> Iterator[str]:
             f"shards in order; `negtemp resume {output.root}` rewrites it."
         )
     if listed and not describes_columns(output):
-        yield (
-            f"{output.info_path.name}: is missing or damaged; `negtemp resume {output.root}` "
-            "rewrites it."
-        )
+        yield (f"{INFO_FILE}: is missing or damaged; `negtemp resume {output.root}` rewrites it.")
 
 
 def _digest(row_id: str) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from negtemp_data.storage.ledger import ShardEntry
-from negtemp_data.storage.output import Output, shard_name
+from negtemp_data.storage.output import INFO_FILE, STATE_FILE, Output, shard_name
 from negtemp_data.storage.schema import ROW_SCHEMA
 
 
@@ -27,7 +27,7 @@ def write_layout(output: Output, entries: Mapping[int, ShardEntry]) -> None:
     if not entries:
         return
     if not describes_columns(output):
-        output.write_text(output.info_path, _describe_columns(output))
+        output.store.replace(INFO_FILE, _describe_columns())
     shards = sorted(entries)
     checksums = "".join(entries[shard].checksum for shard in shards)
     state: dict[str, Any] = {
@@ -39,24 +39,24 @@ def write_layout(output: Output, entries: Mapping[int, ShardEntry]) -> None:
         "_output_all_columns": False,
         "_split": None,
     }
-    output.write_json(output.state_path, state)
+    output.store.replace_json(STATE_FILE, state)
 
 
 def describes_columns(output: Output) -> bool:
     """Whether `dataset_info.json` is there and names the columns of a shard."""
     try:
-        info = json.loads(output.info_path.read_bytes())
+        info = json.loads(output.store.read(INFO_FILE))
         return bool(list(info["features"]) == ROW_SCHEMA.names)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _describe_columns(output: Output) -> str:
+def _describe_columns() -> bytes:
     """Content of `dataset_info.json`, as datasets itself writes it."""
     # Takes seconds to import, and only the first layout of an output needs it.
     from datasets import DatasetInfo, Features
 
     info = DatasetInfo(features=Features.from_arrow_schema(ROW_SCHEMA))
-    with tempfile.TemporaryDirectory(dir=output.tmp) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         info.write_to_directory(folder, pretty_print=True)
-        return (Path(folder) / output.info_path.name).read_text(encoding="utf-8")
+        return (Path(folder) / INFO_FILE).read_bytes()

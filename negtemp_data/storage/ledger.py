@@ -5,12 +5,12 @@ A cache of the shard files and nothing more: what is missing in it is read from 
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from negtemp_data.storage.account import ShardAccount, read_account
-from negtemp_data.storage.output import Output
-from negtemp_data.storage.shards import read_batches, read_schema, unreadable_shard
+from negtemp_data.storage.output import Output, shard_name
+from negtemp_data.storage.shards import load_shard, read_batches, read_schema, unreadable_shard
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,18 @@ def describe_shard(output: Output, index: int) -> ShardEntry:
     Raises:
         StorageError: The file is missing, damaged, or not the shard of this index.
     """
-    path = output.shard_path(index)
-    account = read_account(read_schema(output, index), path)
-    rows = sum(batch.num_rows for batch in read_batches(output, index))
+    data = load_shard(output, index)
+    schema = read_schema(output, index, data)
+    account = read_account(schema, output.store.where(shard_name(index)))
+    rows = sum(batch.num_rows for batch in read_batches(output, index, data))
     if (account.shard, account.rows) != (index, rows):
         raise unreadable_shard(
             output,
             index,
             f"it holds {rows} rows and the account of {account.rows} of shard {account.shard}",
         )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-        size_bytes = file.tell()
-    return ShardEntry(**asdict(account), checksum=digest.hexdigest(), size_bytes=size_bytes)
+    digest = hashlib.blake2b(data, digest_size=16)
+    return ShardEntry(**asdict(account), checksum=digest.hexdigest(), size_bytes=data.size)
 
 
 def write_entry(output: Output, entry: ShardEntry) -> None:
@@ -50,17 +49,27 @@ def write_entry(output: Output, entry: ShardEntry) -> None:
     Raises:
         StorageError: The disk refused.
     """
-    output.write_json(entry_path(output, entry.shard), asdict(entry))
+    output.shards.replace_json(entry_name(entry.shard), asdict(entry))
 
 
 def read_entry(output: Output, index: int) -> ShardEntry | None:
     """A shard as the ledger has it; None where it has no readable entry."""
+    return read_entries(output, [index]).get(index)
+
+
+def read_entries(output: Output, indices: Iterable[int]) -> dict[int, ShardEntry]:
+    """Shards as the ledger has them, without those that have no readable entry."""
+    files = output.shards.read_many(map(entry_name, indices))
+    entries = (_decode(name, data) for name, data in files.items())
+    return {entry.shard: entry for entry in entries if entry is not None}
+
+
+def _decode(name: str, data: bytes) -> ShardEntry | None:
     try:
-        data = json.loads(entry_path(output, index).read_bytes())
-        entry = ShardEntry(**data)
-    except (OSError, ValueError, TypeError, AttributeError):
+        entry = ShardEntry(**json.loads(data))
+    except (ValueError, TypeError, AttributeError):
         return None
-    return entry if entry.shard == index else None
+    return entry if entry_name(entry.shard) == name else None
 
 
 def read_ledger(output: Output) -> dict[int, ShardEntry]:
@@ -71,13 +80,7 @@ def read_ledger(output: Output) -> dict[int, ShardEntry]:
     Raises:
         StorageError: A shard that has to be read is damaged.
     """
-    entries = {}
-    for index in output.committed_shards():
-        entry = read_entry(output, index)
-        if entry is None or entry.size_bytes != output.shard_path(index).stat().st_size:
-            entry = describe_shard(output, index)
-        entries[index] = entry
-    return entries
+    return _complete(output, read_entries(output, ledger_shards(output)))
 
 
 def rebuild_ledger(output: Output) -> dict[int, ShardEntry]:
@@ -86,22 +89,33 @@ def rebuild_ledger(output: Output) -> dict[int, ShardEntry]:
     Raises:
         StorageError: A shard that has to be read is damaged, or the disk refused.
     """
-    entries = read_ledger(output)
+    listed = ledger_shards(output)
+    known = read_entries(output, listed)
+    entries = _complete(output, known)
     for index, entry in entries.items():
-        if read_entry(output, index) != entry:
+        if known.get(index) != entry:
             write_entry(output, entry)
-    for index in ledger_shards(output):
-        if index not in entries:
-            entry_path(output, index).unlink()
+    output.shards.remove(entry_name(index) for index in listed if index not in entries)
+    return entries
+
+
+def _complete(output: Output, known: Mapping[int, ShardEntry]) -> dict[int, ShardEntry]:
+    """Every committed shard, in order; those of `known` are read again if their size differs."""
+    entries = {}
+    for index, size_bytes in output.shard_sizes().items():
+        entry = known.get(index)
+        if entry is None or entry.size_bytes != size_bytes:
+            entry = describe_shard(output, index)
+        entries[index] = entry
     return entries
 
 
 def ledger_shards(output: Output) -> list[int]:
     """Indices of the shards that the ledger has a file for, in order."""
-    stems = (path.stem for path in output.shards.glob("*.json"))
-    return sorted(int(stem) for stem in stems if stem.isdecimal())
+    names = (name.removesuffix(".json") for name in output.shards.entries())
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
-def entry_path(output: Output, index: int) -> Path:
-    """The ledger's file for a shard."""
-    return output.shards / f"{index:05d}.json"
+def entry_name(index: int) -> str:
+    """The ledger's file for a shard, in its folder."""
+    return f"{index:05d}.json"

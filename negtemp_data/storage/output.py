@@ -1,22 +1,45 @@
-"""The output folder: where its files are, and the small ones that describe the run.
+"""The output: where its files are, and the small ones that describe the run.
 
 Shards are written by `shards`, their accounts by `ledger`; here are only their names.
 """
 
+import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_state_path
+
 from negtemp_data.errors import OutputError, StorageError
 from negtemp_data.jobspec.fingerprint import Fingerprint, differences
-from negtemp_data.storage.atomic import explain_error, replace_file
+from negtemp_data.storage.local import LocalStore, explain_error
+from negtemp_data.storage.store import Store, open_store
+
+RUN = "_run"
+"""Folder of everything that is not the data set itself; it marks a negtemp output."""
+JOB_FILE = "job.yaml"
+"""In the run's folder: the resolved job."""
+FINGERPRINT_FILE = "fingerprint.json"
+"""In the run's folder: what the data set is made from."""
+EVENTS_FILE = "events.jsonl"
+"""In the run's folder: what happened in the runs, one JSON object a line."""
+PROGRESS_FILE = "progress.json"
+"""In the run's folder: how far the run under way is, by its own account."""
+LOCK = "lock"
+"""In the run's folder: the lock that a run holds; on object stores a folder."""
+LOCK_HOLDER_FILE = "lock.json"
+"""In the run's folder: who holds the lock, for people; not on object stores."""
+INFO_FILE = "dataset_info.json"
+"""The Hugging Face layout's description of the columns."""
+STATE_FILE = "state.json"
+"""The Hugging Face layout's list of files."""
+CARD_FILE = "README.md"
+"""The dataset card."""
 
 _SHARD_FILE = re.compile(r"shard-(\d{5,})\.arrow")
 
@@ -27,135 +50,90 @@ def shard_name(index: int) -> str:
 
 
 class Output:
-    """An output folder on a local file system. Holds nothing but its path, so it pickles.
+    """An output: a folder, or a place on an object store. It pickles.
 
     Raises:
-        OutputError: The path is a URL.
+        OutputError: No output can be at such a URI.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        if "://" in os.fspath(path):
-            raise OutputError(
-                f"{path}: outputs on object stores are not supported yet; give a folder of a "
-                "local or mounted file system."
-            )
-        # Workers on other machines have working directories of their own.
-        self.root = Path(path).absolute()
+        self.store: Store = open_store(path, f"{RUN}/tmp")
 
     def __repr__(self) -> str:
-        return f"Output({str(self.root)!r})"
+        return f"Output({self.root!r})"
 
     @property
-    def run(self) -> Path:
-        """Folder of everything that is not the data set itself; it marks a negtemp output."""
-        return self.root / "_run"
+    def root(self) -> str:
+        """Absolute path or URI."""
+        return self.store.root
 
     @property
-    def tmp(self) -> Path:
-        """Folder of files that are being written."""
-        return self.run / "tmp"
+    def run(self) -> Store:
+        """What is not the data set itself."""
+        return self.store.at(RUN)
 
     @property
-    def shards(self) -> Path:
-        """Folder of the ledger: one JSON file per committed shard."""
-        return self.run / "shards"
+    def shards(self) -> Store:
+        """The ledger: one JSON file per committed shard."""
+        return self.run.at("shards")
 
     @property
-    def wip(self) -> Path:
-        """Folder of rows whose shard is not finished."""
-        return self.run / "wip"
+    def wip(self) -> Store:
+        """Rows whose shard is not finished."""
+        return self.run.at("wip")
 
     @property
     def logs(self) -> Path:
-        """Folder of log files."""
-        return self.run / "logs"
+        """Folder of log files: in the run's own, or of this machine where that is on a store."""
+        if isinstance(self.run, LocalStore):
+            return self.run.folder / "logs"
+        name = re.sub(r"[^\w.-]+", "-", self.root)[-80:]
+        digest = hashlib.blake2b(self.root.encode(), digest_size=4).hexdigest()
+        return user_state_path("negtemp-data") / "logs" / f"{name}-{digest}"
 
-    @property
-    def job_path(self) -> Path:
-        """The resolved job."""
-        return self.run / "job.yaml"
-
-    @property
-    def fingerprint_path(self) -> Path:
-        """What the data set is made from."""
-        return self.run / "fingerprint.json"
-
-    @property
-    def events_path(self) -> Path:
-        """What happened in the runs, one JSON object a line."""
-        return self.run / "events.jsonl"
-
-    @property
-    def progress_path(self) -> Path:
-        """How far the run under way is, by its own account."""
-        return self.run / "progress.json"
-
-    @property
-    def lock_path(self) -> Path:
-        """The lock that a run holds."""
-        return self.run / "lock"
-
-    @property
-    def lock_holder_path(self) -> Path:
-        """Who holds the lock, for people."""
-        return self.run / "lock.json"
-
-    @property
-    def info_path(self) -> Path:
-        """The Hugging Face layout's description of the columns."""
-        return self.root / "dataset_info.json"
-
-    @property
-    def state_path(self) -> Path:
-        """The Hugging Face layout's list of files."""
-        return self.root / "state.json"
-
-    @property
-    def card_path(self) -> Path:
-        """The dataset card."""
-        return self.root / "README.md"
-
-    def shard_path(self, index: int) -> Path:
-        """The file of a shard."""
-        return self.root / shard_name(index)
+    def shard_sizes(self) -> dict[int, int]:
+        """Bytes of the shards that are committed, in order."""
+        found = {_shard_of(name): size for name, size in self.store.sizes().items()}
+        return {index: found[index] for index in sorted(i for i in found if i is not None)}
 
     def committed_shards(self) -> list[int]:
         """Indices of the shards that are committed, in order."""
-        if not self.root.is_dir():
-            return []
-        matches = (_SHARD_FILE.fullmatch(name) for name in os.listdir(self.root))
-        return sorted(int(match[1]) for match in matches if match)
+        found = map(_shard_of, self.store.entries())
+        return sorted(index for index in found if index is not None)
+
+    def is_committed(self, index: int) -> bool:
+        """Whether a shard is committed."""
+        return self.store.exists(shard_name(index))
 
     def exists(self) -> bool:
         """Whether a run was started here."""
-        return self.fingerprint_path.is_file()
+        return self.run.exists(FINGERPRINT_FILE)
 
     def create(self) -> None:
         """Makes the folders, where they are missing.
 
         Raises:
-            OutputError: The path is a file, can't be written, or holds files of someone else.
+            OutputError: The path is a file, can't be written, or holds files of someone else; or
+                the store is not one on which a shard can be committed once.
         """
         try:
-            if self.root.is_dir() and not self.run.is_dir() and any(self.root.iterdir()):
-                raise OutputError(
-                    f"{self.root}: the folder has files in it and is no negtemp output; choose "
-                    "another --out, or an empty folder."
-                )
-            for folder in (self.tmp, self.shards, self.wip, self.logs):
-                folder.mkdir(parents=True, exist_ok=True)
-            # Folders that were there before say nothing about whether files can be written.
-            with tempfile.TemporaryFile(dir=self.tmp):
-                pass
-        except (FileExistsError, NotADirectoryError) as error:
-            raise OutputError(
-                f"{self.root}: is a file or lies inside one, but an output is a folder; choose "
-                "another --out."
-            ) from error
+            entries = self.store.entries()
         except OSError as error:
             raise OutputError(
-                f"{explain_error(self.root, error)}, or choose another --out."
+                f"{self.root}: can't be read: {error.strerror or error}; choose another --out."
             ) from error
+        except StorageError as error:
+            raise OutputError(f"{error} Or choose another --out.") from error
+        if entries and RUN not in entries:
+            raise OutputError(
+                f"{self.root}: the folder has files in it and is no negtemp output; choose "
+                "another --out, or an empty folder."
+            )
+        self.store.prepare([f"{RUN}/shards", f"{RUN}/wip"])
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{explain_error(self.logs, error)}.") from error
 
     def reset(self) -> None:
         """Removes all that runs have written here and nothing else; `create` starts over.
@@ -165,50 +143,25 @@ class Output:
         Raises:
             StorageError: Something can't be removed.
         """
-        if not self.run.is_dir():
+        entries = self.run.entries()
+        if not entries:
             return
         # What lists the shards goes before them; the fingerprint goes last, so that an output that
         # is only half removed still refuses another job.
-        files = [self.state_path, self.info_path, self.card_path]
-        files += [self.shard_path(index) for index in self.committed_shards()]
-        kept = (self.lock_path, self.lock_holder_path, self.fingerprint_path)
-        try:
-            for path in files:
-                path.unlink(missing_ok=True)
-            for path in self.run.iterdir():
-                if path not in kept:
-                    _remove(path)
-            self.fingerprint_path.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"{self.root}: can't be cleared: {error}; remove the folder by hand, or choose "
-                "another --out."
-            ) from error
+        shards = map(shard_name, self.committed_shards())
+        self.store.remove([STATE_FILE, INFO_FILE, CARD_FILE, *shards])
+        for name in entries:
+            if name not in (LOCK, LOCK_HOLDER_FILE, FINGERPRINT_FILE):
+                self.run.remove_tree(name)
+        self.run.remove([FINGERPRINT_FILE])
 
     def clean_tmp(self) -> None:
         """Removes what a killed run left half written. Call it with the lock held."""
-        for path in self.tmp.iterdir():
-            _remove(path)
-
-    def write_text(self, path: Path, text: str) -> None:
-        """Writes a file of this output, atomically.
-
-        Raises:
-            StorageError: The disk refused.
-        """
-        replace_file(path, text.encode(), self.tmp)
-
-    def write_json(self, path: Path, data: Any) -> None:
-        """Writes `data` as JSON to a file of this output, atomically.
-
-        Raises:
-            StorageError: The disk refused.
-        """
-        self.write_text(path, json.dumps(data, indent=2) + "\n")
+        self.store.clean_tmp()
 
     def write_job(self, text: str) -> None:
         """Saves the resolved job, as YAML."""
-        self.write_text(self.job_path, text)
+        self.run.replace(JOB_FILE, text.encode())
 
     def read_job(self) -> str:
         """The resolved job, as YAML.
@@ -216,11 +169,11 @@ class Output:
         Raises:
             OutputError: There is none.
         """
-        return self._read(self.job_path)
+        return self._read(JOB_FILE)
 
     def write_fingerprint(self, fingerprint: Fingerprint) -> None:
         """Saves what the data set is made from; from now on the output `exists`."""
-        self.write_json(self.fingerprint_path, asdict(fingerprint))
+        self.run.replace_json(FINGERPRINT_FILE, asdict(fingerprint))
 
     def read_fingerprint(self) -> Fingerprint:
         """What the data set is made from.
@@ -228,13 +181,13 @@ class Output:
         Raises:
             OutputError: There is none, or it can't be read.
         """
-        text = self._read(self.fingerprint_path)
+        text = self._read(FINGERPRINT_FILE)
         try:
             return Fingerprint(**json.loads(text))
         except (ValueError, TypeError) as error:
             raise OutputError(
-                f"{self.fingerprint_path}: is no fingerprint ({error}); start over with --fresh, "
-                "or choose another --out."
+                f"{self.run.where(FINGERPRINT_FILE)}: is no fingerprint ({error}); start over with "
+                "--fresh, or choose another --out."
             ) from error
 
     def write_progress(self, progress: Mapping[str, Any]) -> None:
@@ -243,12 +196,12 @@ class Output:
         Raises:
             StorageError: The disk refused.
         """
-        self.write_json(self.progress_path, progress)
+        self.run.replace_json(PROGRESS_FILE, progress)
 
     def read_progress(self) -> Any:
         """What the last run said of itself, JSON of whatever kind; None: nothing readable."""
         try:
-            return json.loads(self.progress_path.read_bytes())
+            return json.loads(self.run.read(PROGRESS_FILE))
         except (OSError, ValueError):
             return None
 
@@ -273,30 +226,23 @@ class Output:
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "event": kind, **fields}) + "\n"
-        try:
-            # One write to a file opened for appending: lines of several processes do not mix.
-            descriptor = os.open(self.events_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                os.write(descriptor, line.encode())
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise StorageError(f"{explain_error(self.events_path, error)}.") from error
+        self.run.append(EVENTS_FILE, line.encode())
 
-    def _read(self, path: Path) -> str:
+    def _read(self, name: str) -> str:
+        """Text of a file of the run's folder."""
         try:
-            return path.read_text(encoding="utf-8")
+            return self.run.read(name).decode()
         except FileNotFoundError as error:
             raise OutputError(
-                f"{self.root}: is no negtemp output: {path.relative_to(self.root)} is missing; "
-                "give the folder that `negtemp run` wrote."
+                f"{self.root}: is no negtemp output: {RUN}/{name} is missing; give the folder that "
+                "`negtemp run` wrote."
             ) from error
+        except StorageError as error:
+            raise OutputError(str(error)) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise OutputError(f"{path}: can't be read: {error}.") from error
+            raise OutputError(f"{self.run.where(name)}: can't be read: {error}.") from error
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _shard_of(name: str) -> int | None:
+    match = _SHARD_FILE.fullmatch(name)
+    return int(match[1]) if match else None

@@ -5,7 +5,6 @@ The file of a shard is its commit: it appears whole, the first one wins, and it 
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -13,8 +12,7 @@ import pyarrow.compute as pc
 
 from negtemp_data.errors import StorageError
 from negtemp_data.storage.account import account_rows, attach_account, read_account
-from negtemp_data.storage.atomic import create_file
-from negtemp_data.storage.output import Output
+from negtemp_data.storage.output import Output, shard_name
 from negtemp_data.storage.schema import BATCH_ROWS, ROW_SCHEMA, rows_to_table
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
@@ -69,38 +67,52 @@ def commit_shard(output: Output, index: int, table: pa.Table) -> bool:
     Raises:
         StorageError: The table is not that of the shard, or the disk refused.
     """
-    path = output.shard_path(index)
-    account = read_account(table.schema, path)
+    where = output.store.where(shard_name(index))
+    account = read_account(table.schema, where)
     fits = table.schema.equals(ROW_SCHEMA) and account.rows == table.num_rows
     if account.shard != index or not fits:
         raise StorageError(
-            f"{path}: is offered {table.num_rows} rows with the account of {account.rows} rows of "
+            f"{where}: is offered {table.num_rows} rows with the account of {account.rows} rows of "
             f"shard {account.shard}; commit what build_shard returns, unchanged."
         )
-    return create_file(path, encode_shard(table), output.tmp)
+    return output.store.create(shard_name(index), encode_shard(table))
 
 
-def read_schema(output: Output, index: int) -> pa.Schema:
-    """Schema of a committed shard, with its metadata.
+def load_shard(output: Output, index: int) -> pa.Buffer:
+    """The bytes of a committed shard.
+
+    Raises:
+        StorageError: The file can't be read.
+    """
+    try:
+        return output.store.load(shard_name(index))
+    except OSError as error:
+        raise unreadable_shard(output, index, error) from error
+
+
+def read_schema(output: Output, index: int, data: pa.Buffer | None = None) -> pa.Schema:
+    """Schema of a committed shard, with its metadata; `data` saves loading it again.
 
     Raises:
         StorageError: The file is missing or damaged.
     """
     try:
-        with _open_stream(output.shard_path(index)) as reader:
+        with _open_stream(data or load_shard(output, index)) as reader:
             return reader.schema
     except (pa.ArrowException, OSError) as error:
         raise unreadable_shard(output, index, error) from error
 
 
-def read_batches(output: Output, index: int) -> Iterator[pa.RecordBatch]:
-    """Rows of a committed shard, at most `BATCH_ROWS` at a time.
+def read_batches(
+    output: Output, index: int, data: pa.Buffer | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Rows of a committed shard, at most `BATCH_ROWS` at a time; `data` saves loading it again.
 
     Raises:
         StorageError: The file is missing or damaged.
     """
     try:
-        with _open_stream(output.shard_path(index)) as reader:
+        with _open_stream(data or load_shard(output, index)) as reader:
             yield from reader
     except (pa.ArrowException, OSError) as error:
         raise unreadable_shard(output, index, error) from error
@@ -108,23 +120,19 @@ def read_batches(output: Output, index: int) -> Iterator[pa.RecordBatch]:
 
 def unreadable_shard(output: Output, index: int, reason: object) -> StorageError:
     """The error for a shard that can't be read because of `reason`."""
-    path = output.shard_path(index)
+    where = output.store.where(shard_name(index))
     # Arrow raises OSError for damaged data too, but without an errno.
     if isinstance(reason, OSError) and reason.errno:
-        return StorageError(f"{path}: can't be read: {reason.strerror}.")
+        return StorageError(f"{where}: can't be read: {reason.strerror}.")
     return StorageError(
-        f"{path}: the shard is damaged ({reason}); delete this file, then "
+        f"{where}: the shard is damaged ({reason}); delete this file, then "
         f"`negtemp resume {output.root}` makes its rows again."
     )
 
 
 @contextmanager
-def _open_stream(path: Path) -> Iterator[pa.RecordBatchStreamReader]:
-    # Mapped, not read: a damaged length must not become an allocation of that size.
-    with pa.memory_map(str(path)) as file:
-        file.seek(max(0, file.size() - len(_END_OF_STREAM)))
-        if file.read() != _END_OF_STREAM:
-            raise pa.ArrowInvalid("its end is missing")
-        file.seek(0)
-        with pa.ipc.open_stream(file) as reader:
-            yield reader
+def _open_stream(data: pa.Buffer) -> Iterator[pa.RecordBatchStreamReader]:
+    if data[-len(_END_OF_STREAM) :].to_pybytes() != _END_OF_STREAM:
+        raise pa.ArrowInvalid("its end is missing")
+    with pa.ipc.open_stream(data) as reader:
+        yield reader

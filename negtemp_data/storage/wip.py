@@ -6,17 +6,17 @@ shard's commit makes them superfluous.
 """
 
 import hashlib
-import shutil
 import threading
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from negtemp_data.storage.atomic import create_file, make_folder
+from negtemp_data.errors import StorageError
 from negtemp_data.storage.output import Output
 from negtemp_data.storage.schema import ROW_SCHEMA, rows_to_table
 from negtemp_data.storage.shards import encode_shard
+from negtemp_data.storage.store import Store
 
 _SUFFIX = ".arrow"
 
@@ -62,8 +62,8 @@ class WipWriter:
                 table = rows_to_table((blank | row for row in rows.values()), may_lack_verdict=True)
                 data = encode_shard(table)
                 folder = _folder(self._output, self._shard)
-                make_folder(folder)
-                create_file(folder / f"{_digest(data)}{_SUFFIX}", data, self._output.tmp)
+                folder.make()
+                folder.create(f"{_digest(data)}{_SUFFIX}", data)
         return len(rows)
 
     def discard(self) -> None:
@@ -77,13 +77,13 @@ class WipWriter:
 def read_wip(output: Output, shard: int) -> WipRows:
     """The rows of a shard that were kept, each in its latest state."""
     found = WipRows({}, {}, [])
-    for path in sorted(_folder(output, shard).glob(f"*{_SUFFIX}")):
-        try:
-            data = path.read_bytes()
-        except OSError:
-            data = b""
-        if _digest(data) != path.stem:
-            found.damaged.append(path.name)
+    folder = _folder(output, shard)
+    names = [name for name in folder.entries() if name.endswith(_SUFFIX)]
+    files = folder.read_many(names)
+    for name in names:
+        data = files.get(name, b"")
+        if _digest(data) != name.removesuffix(_SUFFIX):
+            found.damaged.append(name)
             continue
         for row in pa.ipc.open_stream(data).read_all().to_pylist():
             _keep_latest(found.generated if row["status"] is None else found.done, row)
@@ -95,14 +95,13 @@ def read_wip(output: Output, shard: int) -> WipRows:
 
 def remove_wip(output: Output, shard: int) -> None:
     """Removes what was kept of a shard, as far as that is possible; it does no harm."""
-    shutil.rmtree(_folder(output, shard), ignore_errors=True)
+    with suppress(StorageError):
+        output.wip.remove_tree(f"{shard:05d}")
 
 
 def wip_shards(output: Output) -> list[int]:
     """Shards of which rows are kept."""
-    if not output.wip.is_dir():
-        return []
-    return sorted(int(path.name) for path in output.wip.iterdir() if path.name.isdecimal())
+    return sorted(int(name) for name in output.wip.entries() if name.isdecimal())
 
 
 def _keep_latest(rows: dict[str, dict[str, Any]], row: dict[str, Any]) -> None:
@@ -111,8 +110,8 @@ def _keep_latest(rows: dict[str, dict[str, Any]], row: dict[str, Any]) -> None:
         rows[row["id"]] = row
 
 
-def _folder(output: Output, shard: int) -> Path:
-    return output.wip / f"{shard:05d}"
+def _folder(output: Output, shard: int) -> Store:
+    return output.wip.at(f"{shard:05d}")
 
 
 def _digest(data: bytes) -> str:

@@ -124,7 +124,7 @@ def test_a_prompt_can_not_spell_a_control_token(bad_rows_run, smol_model):
         ("generate.engine.max_modl_len=5", "did you mean 'max_model_len'?"),
         ("generate.engine.seed=5", "can't be set"),
         ("prompts.source=missing.jsonl", "missing.jsonl"),
-        ("output.path=s3://bucket/x", "object stores"),
+        ("output.path=memory://bucket/x", "no conditional PUT"),
     ],
 )
 def test_a_wrong_request_starts_nothing(negtemp, tiny_model, prompts, tmp_path, change, message):

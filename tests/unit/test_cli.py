@@ -28,6 +28,7 @@ from negtemp_data.storage import (
     write_entry,
     write_layout,
 )
+from small_output import shard_file
 from test_engine import CHAT_TEMPLATE, make_tokenizer
 from test_storage_rows import INJECTION, make_row, make_rows
 
@@ -128,7 +129,7 @@ def test_the_help_of_every_command_shows_an_example(command: str) -> None:
         (["validate", QUICKSTART, "--set", "generate.model=zzz"], "generate.model: 'zzz'"),
         (["validate", QUICKSTART, "--set", "generate.engine.seed=1"], "generate.engine.seed"),
         (["validate", QUICKSTART, "--set", "prompts.source=none.jsonl"], "none.jsonl"),
-        (["validate", QUICKSTART, "--out", "s3://bucket/out"], "object stores"),
+        (["validate", QUICKSTART, "--out", "memory://bucket/out"], "no conditional PUT"),
         (["status", "no-such-output"], "is no negtemp output"),
         (["show", "no-such-output"], "is no negtemp output"),
         (["check", "no-such-output"], "is no negtemp output"),
@@ -361,7 +362,7 @@ def test_a_model_without_a_usable_tokenizer_is_one_line(
 
 
 def test_show_prints_the_chosen_rows_and_marks_injections(output: Output) -> None:
-    root = str(output.root)
+    root = output.root
     rows = [
         json.loads(line)
         for line in call("show", root, "-n", "99", "--json").stdout.split("\n")
@@ -389,7 +390,7 @@ def test_hostile_text_reaches_the_terminal_only_escaped(output: Output) -> None:
         "checks": [{"name": "regex", "passed": False, "detail": "not found"}],
     }
     commit_shard(output, 2, build_shard(2, [row], "all", 1.0))
-    text = call("show", str(output.root), "--prompt", "bad").stdout
+    text = call("show", output.root, "--prompt", "bad").stdout
     for char in "\x1b\x07\x9b\u202e":
         assert char not in text
     assert text.count("[bold red]red[/] [/nothing]") >= 2
@@ -413,12 +414,12 @@ def test_safe_text_keeps_lines_tabs_and_letters_of_all_languages() -> None:
 
 
 def test_status_counts_by_arm(output: Output) -> None:
-    found = json.loads(call("status", str(output.root), "--json").stdout)
+    found = json.loads(call("status", output.root, "--json").stdout)
     assert found["shards"] == {"committed": 2, "planned": None}
     assert found["running"] is False
     counts = found["overall"]
     assert (counts["accepted"], counts["rejected"], counts["failed"]) == (4, 4, 4)
-    text = call("status", str(output.root)).stdout
+    text = call("status", output.root).stdout
     assert text.startswith("2 shards, ")
     assert [line.split()[0] for line in text.splitlines()[2:4]] == ["control", "negative"]
 
@@ -426,15 +427,15 @@ def test_status_counts_by_arm(output: Output) -> None:
 def test_check_exits_with_1_where_a_shard_is_damaged(
     output: Output, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "2 shards, 12 rows: all is well." in call("check", str(output.root)).stdout
-    data = bytearray(output.shard_path(1).read_bytes())
+    assert "2 shards, 12 rows: all is well." in call("check", output.root).stdout
+    data = bytearray(shard_file(output, 1).read_bytes())
     data[data.index(b"The sea is wide.")] ^= 1
-    output.shard_path(1).write_bytes(data)
-    code, out, err = run_main(monkeypatch, capsys, "check", str(output.root))
+    shard_file(output, 1).write_bytes(data)
+    code, out, err = run_main(monkeypatch, capsys, "check", output.root)
     assert code == 1
     assert "see above" in out
     assert err.startswith("Problem: ")
-    code, out, _ = run_main(monkeypatch, capsys, "check", str(output.root), "--json")
+    code, out, _ = run_main(monkeypatch, capsys, "check", output.root, "--json")
     assert code == 1
     assert json.loads(out)["ok"] is False
 

@@ -24,7 +24,7 @@ ROWS = [
 
 @pytest.fixture
 def out(tmp_path: Path) -> str:
-    return str(write_output(tmp_path / "out", [ROWS]).root)
+    return write_output(tmp_path / "out", [ROWS]).root
 
 
 def call(*arguments: str) -> Result:
@@ -61,7 +61,7 @@ def test_json_is_what_a_program_reads(out: str, tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_says_so_and_is_exported(tmp_path: Path) -> None:
-    out = str(write_output(tmp_path / "out", [ROWS], n_planned=4).root)
+    out = write_output(tmp_path / "out", [ROWS], n_planned=4).root
     result = call(out, str(tmp_path / "dest"), "--format", "sft", "--json")
     assert result.exit_code == 0
     assert "The run is not finished: 1 of 4 shards are committed" in result.stderr

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import negtemp_data
 from negtemp_data.errors import ExportError, OutputError
 from negtemp_data.storage import Output
-from small_output import make_sample, write_output
+from small_output import make_sample, shard_file, write_output
 
 
 def make_shard(shard: int, n: int = 70) -> list[dict[str, Any]]:
@@ -62,19 +62,19 @@ def test_arrow_and_hugging_face_take_no_memory_of_their_own(output: Output) -> N
     assert pa.total_allocated_bytes() == before
     for table in tables:
         values = table["token_ids"].chunk(0).values
-        assert is_mapped(values.buffers()[1].address, output.shard_path(0))
+        assert is_mapped(values.buffers()[1].address, shard_file(output, 0))
 
 
 @pytest.mark.parametrize("column", ["seed", "score", "token_ids", "completion"])
 def test_polars_leaves_numbers_and_texts_in_the_file(output: Output, column: str) -> None:
     chunk = negtemp_data.open_dataset(output.root).polars()[column].get_chunks()[0]
     *_, data = chunk.to_arrow(compat_level=polars.CompatLevel.newest()).buffers()
-    assert is_mapped(data.address, output.shard_path(0))
+    assert is_mapped(data.address, shard_file(output, 0))
 
 
 def test_tensors_lie_in_the_file(output: Output) -> None:
     row = next(iter(negtemp_data.open_dataset(output.root).torch(["token_ids"])))
-    assert is_mapped(row["token_ids"].data_ptr(), output.shard_path(0))
+    assert is_mapped(row["token_ids"].data_ptr(), shard_file(output, 0))
 
 
 def test_lists_of_numbers_are_tensors_and_all_else_is_python(output: Output) -> None:
@@ -87,11 +87,11 @@ def test_lists_of_numbers_are_tensors_and_all_else_is_python(output: Output) -> 
 
 
 def test_writing_to_a_tensor_does_not_change_the_file(output: Output) -> None:
-    before = output.shard_path(0).read_bytes()
+    before = shard_file(output, 0).read_bytes()
     row = next(iter(negtemp_data.open_dataset(output.root).torch(["token_ids"])))
     row["token_ids"] += 100
     assert row["token_ids"].tolist() == [100, 101, 102, 103]
-    assert output.shard_path(0).read_bytes() == before
+    assert shard_file(output, 0).read_bytes() == before
 
 
 def ids_of(rows: Any) -> list[str]:
@@ -161,7 +161,7 @@ def test_what_can_not_be_opened_is_refused(output: Output, tmp_path: Path) -> No
 def test_opening_loads_nothing_that_is_not_used(output: Output) -> None:
     code = (
         "import sys, negtemp_data\n"
-        f"negtemp_data.open_dataset({str(output.root)!r}).arrow()\n"
+        f"negtemp_data.open_dataset({output.root!r}).arrow()\n"
         "import negtemp_data.export\n"
         "heavy = {'torch', 'ray', 'vllm', 'datasets', 'polars', 'transformers', 'trl'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"

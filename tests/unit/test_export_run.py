@@ -28,7 +28,7 @@ from negtemp_data.export import (
     parse_split,
 )
 from negtemp_data.storage import Output
-from small_output import make_job, make_sample, write_output
+from small_output import make_job, make_sample, shard_file, write_output
 
 
 def make_shard(shard: int, n_prompts: int = 20) -> list[dict[str, Any]]:
@@ -333,7 +333,7 @@ def test_an_interrupted_export_leaves_no_destination_and_can_be_repeated(
 ) -> None:
     dest = tmp_path / "dest"
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_EXPORT, str(output.root), str(dest)],
+        [sys.executable, "-c", SLOW_EXPORT, output.root, str(dest)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -398,7 +398,7 @@ def test_a_file_that_hits_a_real_size_limit_leaves_nothing_behind(
 
 
 def test_a_damaged_shard_is_reported_and_nothing_is_left(output: Output, tmp_path: Path) -> None:
-    path = output.shard_path(1)
+    path = shard_file(output, 1)
     data = bytearray(path.read_bytes())
     path.write_bytes(data[:-8] + b"\0" * 8)
     with pytest.raises(StorageError, match=r"shard-00001\.arrow: the shard is damaged"):

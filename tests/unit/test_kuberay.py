@@ -94,6 +94,22 @@ def test_each_engine_has_a_pod_with_its_gpus(monkeypatch: pytest.MonkeyPatch) ->
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
 
 
+def test_judges_of_the_same_needs_share_their_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    likelihood = {"kind": "likelihood", "model": "org/big", "replicas": 2, "accept_at": -2}
+    rubric = {
+        "kind": "rubric",
+        "model": "org/big",
+        "replicas": 2,
+        "accept_at": 3,
+        "criteria": {"coherence": {}},
+    }
+    for other, pods in (rubric, 3), (rubric | {"model": "org/small"}, 5):
+        judge = json.dumps({"combine": "all", "judges": {"a": likelihood, "b": other}})
+        _, ray_job = make(monkeypatch, f"verify.judge={judge}")
+        [group] = ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        assert group["replicas"] == pods
+
+
 def test_keys_come_from_a_secret_by_their_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "very secret")
     monkeypatch.chdir(REPOSITORY)

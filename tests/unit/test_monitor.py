@@ -13,7 +13,7 @@ from negtemp_data.pipeline.reasons import count_reasons
 from negtemp_data.pipeline.snapshot import ArmSnapshot, Snapshot, read_snapshot
 from negtemp_data.prompts import Plan
 from negtemp_data.storage import Output, read_ledger
-from small_output import make_sample, write_output
+from small_output import file_of, make_sample, write_output
 from test_stall import Clock
 
 PLAN = Plan(n_prompts=4, n_bad=0, n_shards=4, prompts_per_shard=1, samples={"a": 1, "b": 2})
@@ -50,7 +50,7 @@ def output(tmp_path: Path) -> Output:
 
 def events(output: Output) -> list[dict[str, Any]]:
     """All events, without their times."""
-    lines = output.events_path.read_text().splitlines()
+    lines = file_of(output, "_run/events.jsonl").read_text().splitlines()
     return [json.loads(line) | {"time": None} for line in lines]
 
 
@@ -112,7 +112,7 @@ def test_a_snapshot_that_nobody_renews_is_not_live(output: Output) -> None:
 
 @pytest.mark.parametrize("text", ["", "[1]", "null", '{"arms": {"a": {}}}', '{"arms": 1}'])
 def test_a_damaged_snapshot_is_none(output: Output, text: str) -> None:
-    output.progress_path.write_text(text)
+    file_of(output, "_run/progress.json").write_text(text)
     assert read_snapshot(output) is None
 
 
@@ -140,7 +140,7 @@ def test_a_standstill_is_a_warning_and_two_events(output: Output) -> None:
 def test_a_full_disk_does_not_end_the_watching(output: Output) -> None:
     listener = Listener()
     monitor = Monitor(output, PLAN, [], listener, Clock())
-    output.tmp.rmdir()
+    output.store.tmp.rmdir()
     monitor.look(Board().read())
     monitor.end()
     assert len(listener.seen) == 1

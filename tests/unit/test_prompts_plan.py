@@ -25,6 +25,7 @@ from negtemp_data.prompts import (
     row_seed,
     write_plan,
 )
+from negtemp_data.storage import Store, open_store
 
 
 def make_job(source: Path, shard_rows: int = 8, **prompts: Any) -> Job:
@@ -46,8 +47,13 @@ def write_prompts(path: Path, n: int) -> Path:
     return path
 
 
-def read_all(directory: Path, plan: Plan) -> list[Prompt]:
-    return [prompt for shard in range(plan.n_shards) for prompt in read_shard(directory, shard)]
+def folder(path: Path) -> Store:
+    path.mkdir(exist_ok=True)
+    return open_store(path, "")
+
+
+def read_all(files: Store, plan: Plan) -> list[Prompt]:
+    return [prompt for shard in range(plan.n_shards) for prompt in read_shard(files, shard)]
 
 
 def test_row_seed_is_63_bits_and_pinned() -> None:
@@ -79,7 +85,7 @@ def test_shard_holds_whole_prompts_and_at_least_one(shard_rows: int, expected: i
 def test_plan_counts_what_it_wrote(tmp_path: Path) -> None:
     job = make_job(write_prompts(tmp_path / "p.jsonl", 5), id="id")
     progress: list[int] = []
-    plan = write_plan(job, tmp_path / "run", progress.append)
+    plan = write_plan(job, folder(tmp_path / "run"), progress.append)
     assert plan == Plan(
         n_prompts=5,
         n_bad=2,
@@ -90,7 +96,7 @@ def test_plan_counts_what_it_wrote(tmp_path: Path) -> None:
     assert plan.n_rows == 15
     assert [plan.rows_of(shard) for shard in range(3)] == [6, 6, 3]
     assert progress == [2, 4, 5]
-    assert load_plan(tmp_path / "run") == plan
+    assert load_plan(folder(tmp_path / "run")) == plan
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["plan.json", "prompts.arrow"]
 
 
@@ -100,8 +106,8 @@ def test_shards_give_back_the_prompts_unchanged(tmp_path: Path) -> None:
     lines = [{"m": chat, "x": float("nan")}, {"m": [], "y": "\ud800"}, 5, {"m": chat * 2}]
     path.write_text("\n".join(json.dumps(line) for line in lines))
     job = make_job(path, messages="m")
-    plan = write_plan(job, tmp_path)
-    assert read_all(tmp_path, plan) == list(read_prompts(job.prompts))
+    plan = write_plan(job, folder(tmp_path))
+    assert read_all(folder(tmp_path), plan) == list(read_prompts(job.prompts))
 
 
 @settings(
@@ -119,8 +125,8 @@ def test_plan_covers_every_prompt_once_and_in_order(
     path = tmp_path / "p.txt"
     path.write_bytes(b"start\n" + b"\n".join(lines))
     job = make_job(path, shard_rows)
-    plan = write_plan(job, tmp_path)
-    prompts = read_all(tmp_path, plan)
+    plan = write_plan(job, folder(tmp_path))
+    prompts = read_all(folder(tmp_path), plan)
     assert prompts == list(read_prompts(job.prompts))
     ids = [row.id for prompt in prompts for row in planned_ids(prompt.id, plan.samples)]
     assert len(set(ids)) == len(ids) == plan.n_rows
@@ -131,13 +137,13 @@ def test_plan_covers_every_prompt_once_and_in_order(
 def test_plan_is_a_pure_function_of_prompts_and_job(tmp_path: Path) -> None:
     job = make_job(write_prompts(tmp_path / "p.jsonl", 20))
     for run in ("one", "two"):
-        write_plan(job, tmp_path / run)
+        write_plan(job, folder(tmp_path / run))
     for name in ("plan.json", "prompts.arrow"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_prompts_file_has_one_batch_a_shard_with_64_bit_offsets(tmp_path: Path) -> None:
-    plan = write_plan(make_job(write_prompts(tmp_path / "p.jsonl", 5)), tmp_path)
+    plan = write_plan(make_job(write_prompts(tmp_path / "p.jsonl", 5)), folder(tmp_path))
     with pa.memory_map(str(tmp_path / "prompts.arrow")) as file:
         reader = pa.ipc.open_file(file)
         assert reader.num_record_batches == plan.n_shards
@@ -147,31 +153,32 @@ def test_prompts_file_has_one_batch_a_shard_with_64_bit_offsets(tmp_path: Path) 
 
 @pytest.mark.parametrize("shard", [-1, 3])
 def test_shard_beyond_the_plan_is_an_index_error(shard: int, tmp_path: Path) -> None:
-    plan = write_plan(make_job(write_prompts(tmp_path / "p.jsonl", 5)), tmp_path)
+    plan = write_plan(make_job(write_prompts(tmp_path / "p.jsonl", 5)), folder(tmp_path))
     with pytest.raises(IndexError, match=f"3 shards, no shard {shard}"):
         plan.rows_of(shard)
     with pytest.raises(IndexError, match=f"3 shards, no shard {shard}"):
-        read_shard(tmp_path, shard)
+        read_shard(folder(tmp_path), shard)
 
 
 def test_killed_planning_leaves_no_plan_even_over_an_older_one(tmp_path: Path) -> None:
     job = make_job(write_prompts(tmp_path / "p.jsonl", 9), id="id")
     run = tmp_path / "run"
-    write_plan(job, run)
+    write_plan(job, folder(run))
     (tmp_path / "job.yaml").write_text(write_job(job))
     code = (
-        "import os, pathlib, signal, sys, negtemp_data.prompts as prompts\n"
+        "import os, signal, sys, negtemp_data.prompts as prompts\n"
         "from negtemp_data.jobspec import load_job\n"
+        "from negtemp_data.storage import open_store\n"
         "kill = lambda n: n > 4 and os.kill(os.getpid(), signal.SIGKILL)\n"
-        "prompts.write_plan(load_job(sys.argv[1]), pathlib.Path(sys.argv[2]), kill)\n"
+        "prompts.write_plan(load_job(sys.argv[1]), open_store(sys.argv[2], ''), kill)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "job.yaml", run], capture_output=True, check=False
     )
     assert result.returncode == -signal.SIGKILL, result.stderr
-    assert load_plan(run) is None
-    plan = write_plan(job, run)
-    assert load_plan(run) == plan and len(read_all(run, plan)) == 9
+    assert load_plan(folder(run)) is None
+    plan = write_plan(job, folder(run))
+    assert load_plan(folder(run)) == plan and len(read_all(folder(run), plan)) == 9
 
 
 def test_failed_planning_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -179,32 +186,32 @@ def test_failed_planning_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text("broken")
     run = tmp_path / "run"
     with pytest.raises(PromptSourceError):
-        write_plan(make_job(tmp_path), run)
+        write_plan(make_job(tmp_path), folder(run))
     assert list(run.iterdir()) == []
 
 
 def test_plan_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     job = make_job(write_prompts(tmp_path / "p.jsonl", 1))
-    with pytest.raises(StorageError, match="the plan can't be written"):
-        write_plan(job, tmp_path / "p.jsonl")
+    with pytest.raises(StorageError, match=r"p\.jsonl: can't be written"):
+        write_plan(job, open_store(tmp_path / "p.jsonl", ""))
 
 
 def test_folder_without_plan_has_none(tmp_path: Path) -> None:
-    assert load_plan(tmp_path) is None
+    assert load_plan(folder(tmp_path)) is None
     with pytest.raises(StorageError, match=r"prompts\.arrow: shard 0 can't be read"):
-        read_shard(tmp_path, 0)
+        read_shard(folder(tmp_path), 0)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"n_prompts": 1}', '{"unknown": 1}'])
 def test_damaged_plan_is_a_storage_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(StorageError, match=r"plan\.json: is damaged .* delete it"):
-        load_plan(tmp_path)
+        load_plan(folder(tmp_path))
 
 
 def test_damaged_prompts_file_is_a_storage_error(tmp_path: Path) -> None:
-    write_plan(make_job(write_prompts(tmp_path / "p.jsonl", 5)), tmp_path)
+    write_plan(make_job(write_prompts(tmp_path / "p.jsonl", 5)), folder(tmp_path))
     path = tmp_path / "prompts.arrow"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(StorageError, match="shard 0 can't be read"):
-        read_shard(tmp_path, 0)
+        read_shard(folder(tmp_path), 0)

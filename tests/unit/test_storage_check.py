@@ -25,6 +25,7 @@ from negtemp_data.storage import (
     write_entry,
     write_layout,
 )
+from small_output import file_of, shard_file
 from test_storage_rows import make_row, make_rows
 
 
@@ -55,7 +56,7 @@ def check(output: Output) -> CheckReport:
 
 def replace_shard(output: Output, index: int, table: pa.Table) -> None:
     """Plants a file that no commit would make, with a ledger that agrees."""
-    output.shard_path(index).write_bytes(encode_shard(table))
+    shard_file(output, index).write_bytes(encode_shard(table))
     write_entry(output, describe_shard(output, index))
 
 
@@ -85,7 +86,7 @@ def test_without_a_plan_what_is_not_done_is_unknown(output: Output) -> None:
 
 
 def test_a_lost_ledger_is_no_problem(output: Output) -> None:
-    shutil.rmtree(output.shards)
+    shutil.rmtree(output.shards.folder)
     assert check(output).ok
 
 
@@ -104,19 +105,19 @@ def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
 
 
 def flip_byte(output: Output) -> None:
-    data = bytearray(output.shard_path(1).read_bytes())
+    data = bytearray(shard_file(output, 1).read_bytes())
     place = data.index(b"The sea is wide.")
     data[place] ^= 1
-    output.shard_path(1).write_bytes(data)
+    shard_file(output, 1).write_bytes(data)
 
 
 def cut_shard(output: Output) -> None:
-    data = output.shard_path(1).read_bytes()
-    output.shard_path(1).write_bytes(data[: len(data) // 2])
+    data = shard_file(output, 1).read_bytes()
+    shard_file(output, 1).write_bytes(data[: len(data) // 2])
 
 
 def lose_shard(output: Output) -> None:
-    output.shard_path(1).unlink()
+    shard_file(output, 1).unlink()
 
 
 def drop_column(output: Output) -> None:
@@ -162,15 +163,15 @@ def unlist_shard(output: Output) -> None:
 
 
 def break_state(output: Output) -> None:
-    output.state_path.write_text("{")
+    file_of(output, "state.json").write_text("{")
 
 
 def lose_state(output: Output) -> None:
-    output.state_path.unlink()
+    file_of(output, "state.json").unlink()
 
 
 def break_info(output: Output) -> None:
-    output.info_path.write_text("{")
+    file_of(output, "dataset_info.json").write_text("{")
 
 
 @pytest.mark.parametrize(
@@ -258,12 +259,12 @@ def flipped(tmp_path_factory: pytest.TempPathFactory) -> Output:
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_changed_byte_is_found(flipped: Output, data: Any) -> None:
-    sound = flipped.shard_path(1).read_bytes()
+    sound = shard_file(flipped, 1).read_bytes()
     place = data.draw(st.integers(0, len(sound) - 1))
     changed = bytearray(sound)
     changed[place] ^= data.draw(st.integers(1, 255))
-    flipped.shard_path(1).write_bytes(changed)
+    shard_file(flipped, 1).write_bytes(changed)
     try:
         assert not check(flipped).ok
     finally:
-        flipped.shard_path(1).write_bytes(sound)
+        shard_file(flipped, 1).write_bytes(sound)

@@ -24,6 +24,7 @@ from negtemp_data.storage import (
     write_entry,
     write_layout,
 )
+from small_output import file_of, shard_file
 from test_storage_rows import make_row, make_rows
 
 
@@ -51,25 +52,25 @@ def test_an_entry_accounts_for_the_planned_rows(output: Output) -> None:
     assert entry.score_sum == {"control": 7.0, "negative": 7.0}
     assert entry.scored == {"control": 2, "negative": 2}
     assert entry.seconds == 2.1
-    assert entry.size_bytes == output.shard_path(2).stat().st_size
+    assert entry.size_bytes == shard_file(output, 2).stat().st_size
     assert len(entry.checksum) == 32
 
 
 @pytest.mark.parametrize("keep", ["all", "accepted"])
 def test_a_lost_ledger_is_rebuilt_as_it_was(output: Output, keep: str) -> None:
     entries = {index: add_shard(output, index, keep) for index in (0, 2, 5)}
-    before = {path.name: path.read_bytes() for path in output.shards.iterdir()}
-    for path in output.shards.iterdir():
+    before = {path.name: path.read_bytes() for path in output.shards.folder.iterdir()}
+    for path in output.shards.folder.iterdir():
         path.unlink()
     assert read_ledger(output) == entries
     assert rebuild_ledger(output) == entries
-    assert {path.name: path.read_bytes() for path in output.shards.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in output.shards.folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"shard": 0}'])
 def test_an_unreadable_entry_is_replaced_from_the_shard(output: Output, text: str) -> None:
     entry = add_shard(output, 0)
-    path = output.shards / "00000.json"
+    path = output.shards.folder / "00000.json"
     path.write_text(text)
     assert rebuild_ledger(output) == {0: entry}
     assert json.loads(path.read_text())["checksum"] == entry.checksum
@@ -77,7 +78,7 @@ def test_an_unreadable_entry_is_replaced_from_the_shard(output: Output, text: st
 
 def test_an_entry_of_another_file_is_replaced_from_the_shard(output: Output) -> None:
     add_shard(output, 0)
-    output.shard_path(0).unlink()
+    shard_file(output, 0).unlink()
     commit_shard(output, 0, build_shard(0, [make_row("p", "control")], "all", 1.0))
     assert read_ledger(output)[0].planned == 1
 
@@ -85,16 +86,16 @@ def test_an_entry_of_another_file_is_replaced_from_the_shard(output: Output) -> 
 def test_an_entry_without_its_shard_is_dropped(output: Output) -> None:
     kept = add_shard(output, 0)
     add_shard(output, 1)
-    output.shard_path(1).unlink()
+    shard_file(output, 1).unlink()
     assert read_ledger(output) == {0: kept}
     assert rebuild_ledger(output) == {0: kept}
-    assert [path.name for path in output.shards.iterdir()] == ["00000.json"]
+    assert [path.name for path in output.shards.folder.iterdir()] == ["00000.json"]
 
 
 def test_a_truncated_shard_stops_the_ledger_with_its_name_and_the_mend(output: Output) -> None:
     add_shard(output, 0)
-    data = output.shard_path(0).read_bytes()
-    output.shard_path(0).write_bytes(data[:-1000])
+    data = shard_file(output, 0).read_bytes()
+    shard_file(output, 0).write_bytes(data[:-1000])
     with pytest.raises(StorageError, match=r"shard-00000\.arrow: .*delete this file, then"):
         read_ledger(output)
 
@@ -123,7 +124,7 @@ def test_without_a_plan_nothing_is_left_to_do(output: Output) -> None:
 
 
 def load(output: Output) -> datasets.Dataset:
-    return datasets.load_from_disk(str(output.root))
+    return datasets.load_from_disk(output.root)
 
 
 def test_the_data_set_loads_after_the_first_shard_and_after_all(output: Output) -> None:
@@ -131,7 +132,7 @@ def test_the_data_set_loads_after_the_first_shard_and_after_all(output: Output) 
     write_layout(output, entries)
     first = load(output)
     assert first.to_list() == make_rows(1)
-    assert first.cache_files == [{"filename": str(output.shard_path(1))}]
+    assert first.cache_files == [{"filename": str(shard_file(output, 1))}]
     entries |= {2: add_shard(output, 2), 0: add_shard(output, 0)}
     write_layout(output, entries)
     assert load(output).to_list() == make_rows(0) + make_rows(1) + make_rows(2)
@@ -141,10 +142,11 @@ def test_the_data_set_loads_after_the_first_shard_and_after_all(output: Output) 
 def test_the_layout_of_the_same_shards_is_the_same(output: Output) -> None:
     entries = {index: add_shard(output, index) for index in range(2)}
     write_layout(output, entries)
-    before = (output.info_path.read_bytes(), output.state_path.read_bytes())
-    output.info_path.write_bytes(before[0][:100])
+    info, state = file_of(output, "dataset_info.json"), file_of(output, "state.json")
+    before = (info.read_bytes(), state.read_bytes())
+    info.write_bytes(before[0][:100])
     write_layout(output, dict(reversed(entries.items())))
-    assert (output.info_path.read_bytes(), output.state_path.read_bytes()) == before
+    assert (info.read_bytes(), state.read_bytes()) == before
 
 
 def test_a_shard_without_rows_does_not_keep_the_data_set_from_loading(output: Output) -> None:
@@ -158,7 +160,7 @@ def test_a_shard_without_rows_does_not_keep_the_data_set_from_loading(output: Ou
 
 def test_no_layout_is_written_without_shards(output: Output) -> None:
     write_layout(output, {})
-    assert not output.state_path.exists()
+    assert not file_of(output, "state.json").exists()
 
 
 JOB: dict[str, Any] = {
@@ -183,7 +185,7 @@ def job() -> Job:
 def test_the_card_has_front_matter_counts_schedules_and_columns(output: Output, job: Job) -> None:
     entries = {index: add_shard(output, index) for index in range(2)}
     write_card(output, job, entries, {"vllm": "0.11"}, {"smollm2": "Apache-2.0; a weak judge."})
-    _, front, body = output.card_path.read_text().split("---\n", 2)
+    _, front, body = file_of(output, "README.md").read_text().split("---\n", 2)
     assert YAML(typ="safe").load(front) == {
         "pretty_name": "on",
         "license": "other",
@@ -200,7 +202,7 @@ def test_the_card_has_front_matter_counts_schedules_and_columns(output: Output, 
 
 def test_no_text_of_prompts_or_rows_gets_into_the_card(output: Output, job: Job) -> None:
     write_card(output, job, {0: add_shard(output, 0)}, {}, {})
-    text = output.card_path.read_text()
+    text = file_of(output, "README.md").read_text()
     assert "secret" not in text
     assert "sea" not in text
     assert "| generator | `a'b\\|c # d` |" in text
@@ -208,4 +210,7 @@ def test_no_text_of_prompts_or_rows_gets_into_the_card(output: Output, job: Job)
 
 def test_a_card_can_be_written_before_the_first_shard(output: Output, job: Job) -> None:
     write_card(output, job, {}, {}, {})
-    assert "| **all arms** | 0 | 0 | 0 | 0 | 0 | none | 0 |" in output.card_path.read_text()
+    assert (
+        "| **all arms** | 0 | 0 | 0 | 0 | 0 | none | 0 |"
+        in file_of(output, "README.md").read_text()
+    )

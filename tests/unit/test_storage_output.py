@@ -18,6 +18,7 @@ import pytest
 from negtemp_data.errors import OutputError, OutputLockedError, StorageError
 from negtemp_data.jobspec.fingerprint import Fingerprint
 from negtemp_data.storage import Output, hold_lock, is_held
+from small_output import file_of, shard_file
 
 FINGERPRINT = Fingerprint(
     job={"seed": 7, "output": {"keep": "all"}, "schedules": {"a": {"temperature": "-inf"}}},
@@ -47,13 +48,7 @@ def test_an_output_pickles_and_does_not_depend_on_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert pickle.loads(pickle.dumps(Output("out"))).root == tmp_path / "out"
-
-
-@pytest.mark.parametrize("url", ["s3://bucket/out", "hf://datasets/me/out"])
-def test_object_stores_are_refused(url: str) -> None:
-    with pytest.raises(OutputError, match="object stores are not supported yet"):
-        Output(url)
+    assert pickle.loads(pickle.dumps(Output("out"))).root == str(tmp_path / "out")
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
@@ -90,17 +85,22 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
 
 
 def test_reset_removes_what_runs_wrote_and_nothing_else(output: Output) -> None:
-    mine = [output.root / name for name in ("notes.txt", "shard-1.arrow", "cache-1.arrow")]
-    for path in (*mine, output.shard_path(0), output.state_path, output.info_path):
+    mine = [file_of(output, name) for name in ("notes.txt", "shard-1.arrow", "cache-1.arrow")]
+    for path in (
+        *mine,
+        shard_file(output, 0),
+        file_of(output, "state.json"),
+        file_of(output, "dataset_info.json"),
+    ):
         path.write_text("x")
-    output.write_text(output.card_path, "x")
+    output.store.replace("README.md", b"x")
     output.append_event("started")
-    (output.wip / "00001").mkdir()
+    (output.wip.folder / "00001").mkdir()
     with hold_lock(output):
         output.reset()
-        assert sorted(path.name for path in output.run.iterdir()) == ["lock", "lock.json"]
+        assert sorted(path.name for path in output.run.folder.iterdir()) == ["lock", "lock.json"]
         output.create()
-    assert sorted(path for path in output.root.iterdir()) == sorted([output.run, *mine])
+    assert output.store.entries() == sorted(["_run", *(path.name for path in mine)])
     assert not output.exists()
 
 
@@ -111,10 +111,10 @@ def test_reset_leaves_a_folder_alone_that_is_no_output(tmp_path: Path) -> None:
 
 
 def test_clean_tmp_removes_what_a_killed_run_left(output: Output) -> None:
-    (output.tmp / "abc").write_text("x")
-    (output.tmp / "folder").mkdir()
+    (output.store.tmp / "abc").write_text("x")
+    (output.store.tmp / "folder").mkdir()
     output.clean_tmp()
-    assert os.listdir(output.tmp) == []
+    assert os.listdir(output.store.tmp) == []
 
 
 def test_job_and_fingerprint_are_read_back(output: Output) -> None:
@@ -130,7 +130,7 @@ def test_a_folder_that_is_no_output_is_named_as_such(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", '{"job": {}}'])
 def test_a_broken_fingerprint_is_refused(output: Output, text: str) -> None:
-    output.fingerprint_path.write_text(text)
+    file_of(output, "_run/fingerprint.json").write_text(text)
     with pytest.raises(OutputError, match="is no fingerprint"):
         output.read_fingerprint()
 
@@ -151,7 +151,9 @@ def test_another_job_is_refused_with_all_that_differs(output: Output) -> None:
 def test_events_are_lines_with_a_time(output: Output) -> None:
     output.append_event("started", rows=3)
     output.append_event("stopped", reason="two\nlines")
-    events = [json.loads(line) for line in output.events_path.read_text().splitlines()]
+    events = [
+        json.loads(line) for line in file_of(output, "_run/events.jsonl").read_text().splitlines()
+    ]
     assert [event["event"] for event in events] == ["started", "stopped"]
     assert events[0]["rows"] == 3
     assert events[0]["time"].endswith("+00:00")
@@ -169,7 +171,7 @@ def test_a_write_that_fails_leaves_the_old_file(
         with pytest.raises(StorageError, match="the disk is full"):
             output.write_job("new")
     assert output.read_job() == "old"
-    assert os.listdir(output.tmp) == []
+    assert os.listdir(output.store.tmp) == []
 
 
 HOLDER = """
@@ -183,7 +185,7 @@ with hold_lock(Output(sys.argv[1])):
 
 def test_a_lock_held_by_another_process_is_refused_and_dies_with_it(output: Output) -> None:
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(output.root)],
+        [sys.executable, "-c", HOLDER, output.root],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -197,13 +199,13 @@ def test_a_lock_held_by_another_process_is_refused_and_dies_with_it(output: Outp
         holder.kill()
         holder.wait()
     with hold_lock(output):
-        assert json.loads(output.lock_holder_path.read_text())["pid"] == os.getpid()
-    assert not output.lock_holder_path.exists()
+        assert json.loads(file_of(output, "_run/lock.json").read_text())["pid"] == os.getpid()
+    assert not file_of(output, "_run/lock.json").exists()
 
 
 def test_a_lock_is_refused_within_one_process_too(output: Output) -> None:
     with hold_lock(output):
-        output.lock_holder_path.unlink()
+        file_of(output, "_run/lock.json").unlink()
         with pytest.raises(OutputLockedError, match="another run writes to it"), hold_lock(output):
             pass
 
@@ -227,6 +229,6 @@ def test_the_lock_is_held_exactly_while_a_run_holds_it(tmp_path):
 def test_who_looks_at_the_lock_does_not_keep_another_from_looking(output: Output) -> None:
     with hold_lock(output):
         pass
-    with output.lock_path.open("rb") as looking:
+    with file_of(output, "_run/lock").open("rb") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
         assert not is_held(output)

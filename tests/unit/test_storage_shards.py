@@ -26,6 +26,7 @@ from negtemp_data.storage import (
     rows_to_table,
     shard_name,
 )
+from small_output import shard_file
 from test_storage_rows import make_row, make_rows
 
 
@@ -41,7 +42,7 @@ def commit(output: Output, index: int, seconds: float = 1.0) -> bool:
 
 
 def is_tmp_empty(output: Output) -> bool:
-    return not any(output.tmp.iterdir())
+    return not any(output.store.tmp.iterdir())
 
 
 def test_a_shard_is_named_by_its_index() -> None:
@@ -60,7 +61,7 @@ def test_a_committed_shard_holds_its_rows(output: Output) -> None:
 def test_a_committed_shard_can_be_memory_mapped_without_copies(output: Output) -> None:
     commit(output, 0)
     before = pa.total_allocated_bytes()
-    with pa.memory_map(str(output.shard_path(0))) as source:
+    with pa.memory_map(str(shard_file(output, 0))) as source:
         table = pa.ipc.open_stream(source).read_all()
         assert table.num_rows == 6
         assert pa.total_allocated_bytes() == before
@@ -68,9 +69,9 @@ def test_a_committed_shard_can_be_memory_mapped_without_copies(output: Output) -
 
 def test_the_second_commit_is_discarded_and_changes_no_byte(output: Output) -> None:
     assert commit(output, 0, seconds=1.0)
-    before = output.shard_path(0).read_bytes()
+    before = shard_file(output, 0).read_bytes()
     assert not commit(output, 0, seconds=2.0)
-    assert output.shard_path(0).read_bytes() == before
+    assert shard_file(output, 0).read_bytes() == before
     assert is_tmp_empty(output)
 
 
@@ -101,7 +102,7 @@ def test_exactly_one_of_many_processes_commits(output: Output, tmp_path: Path) -
         offer.write_bytes(encode_shard(build_shard(0, make_rows(0), "all", float(number))))
         racers.append(
             subprocess.Popen(
-                [sys.executable, "-c", RACER, str(output.root), str(offer)],
+                [sys.executable, "-c", RACER, output.root, str(offer)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -119,7 +120,7 @@ def test_exactly_one_of_many_processes_commits(output: Output, tmp_path: Path) -
         racer.communicate()
         codes.append(racer.returncode)
     assert sorted(codes) == [0, 3, 3, 3]
-    assert output.shard_path(0).read_bytes() == (tmp_path / f"offer-{codes.index(0)}").read_bytes()
+    assert shard_file(output, 0).read_bytes() == (tmp_path / f"offer-{codes.index(0)}").read_bytes()
     assert is_tmp_empty(output)
 
 
@@ -218,17 +219,17 @@ SHARD = build_shard(0, [make_row(f"p{number}", "negative") for number in range(7
 
 @given(st.data())
 def test_a_shard_cut_anywhere_is_reported_as_damaged(cut_output: Output, data: Any) -> None:
-    cut_output.shard_path(0).unlink(missing_ok=True)
+    shard_file(cut_output, 0).unlink(missing_ok=True)
     commit_shard(cut_output, 0, SHARD)
-    size = cut_output.shard_path(0).stat().st_size
-    os.truncate(cut_output.shard_path(0), data.draw(st.integers(0, size - 1)))
+    size = shard_file(cut_output, 0).stat().st_size
+    os.truncate(shard_file(cut_output, 0), data.draw(st.integers(0, size - 1)))
     with pytest.raises(StorageError, match=r"shard-00000\.arrow: the shard is damaged .*delete"):
         describe_shard(cut_output, 0)
 
 
 def test_a_shard_under_another_name_is_reported_as_damaged(output: Output) -> None:
     commit(output, 0)
-    shutil.copy(output.shard_path(0), output.shard_path(1))
+    shutil.copy(shard_file(output, 0), shard_file(output, 1))
     with pytest.raises(StorageError, match=r"shard-00001\.arrow: the shard is damaged"):
         describe_shard(output, 1)
 

@@ -73,7 +73,7 @@ def test_a_damaged_file_is_named_and_the_others_are_read(output: Output, damage:
     for row in rows:
         writer.add(row)
         writer.flush()
-    first = sorted((output.wip / "00000").iterdir())[0]
+    first = sorted((output.wip.folder / "00000").iterdir())[0]
     data = bytearray(first.read_bytes())
     if damage == "cut":
         del data[-100:]
@@ -94,7 +94,7 @@ def test_what_can_not_be_written_is_an_error_and_what_was_kept_stays(output: Out
     writer.add(make_row("p0", "control"))
     writer.flush()
     writer.add(make_row("p1", "control"))
-    output.tmp.rmdir()
+    output.store.tmp.rmdir()
     with pytest.raises(StorageError, match="its folder is gone"):
         writer.flush()
     assert len(read_wip(output, 0).done) == 1
@@ -103,14 +103,14 @@ def test_what_can_not_be_written_is_an_error_and_what_was_kept_stays(output: Out
 def test_a_folder_that_can_not_be_made_is_an_error_too(output: Output) -> None:
     writer = WipWriter(output, 0)
     writer.add(make_row("p", "control"))
-    output.wip.rmdir()
-    output.wip.write_text("a file")
+    output.wip.folder.rmdir()
+    output.wip.folder.write_text("a file")
     with pytest.raises(StorageError, match=r"wip/00000: can't be written"):
         writer.flush()
 
 
 def test_without_the_folder_nothing_is_kept(output: Output) -> None:
-    output.wip.rmdir()
+    output.wip.folder.rmdir()
     assert wip_shards(output) == []
 
 

@@ -132,3 +132,24 @@ def test_a_mistyped_command_of_a_group_is_named() -> None:
 def test_every_command_of_jobs_shows_an_example(command: str) -> None:
     result = CliRunner().invoke(negtemp, ["jobs", command, "--help"])
     assert f"Example:  negtemp jobs {command}" in result.stdout
+
+
+@pytest.mark.parametrize("module", ["click", "negtemp_data.cli.doctor", "rich.console"])
+def test_ctrl_c_is_one_line_whatever_is_being_loaded(module: str) -> None:
+    code = f"""
+import runpy, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv[1:] = ["doctor"]
+runpy.run_module("negtemp_data", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
+    assert done.returncode == 130
+    assert done.stderr.strip() == "Interrupted."

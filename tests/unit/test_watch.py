@@ -72,7 +72,7 @@ def finish(output: Output) -> None:
 
 
 def status(output: Output, *options: str) -> Any:
-    return CliRunner().invoke(negtemp, ["status", str(output.root), *options])
+    return CliRunner().invoke(negtemp, ["status", output.root, *options])
 
 
 def test_status_shows_speed_acceptance_and_engines(running: Output) -> None:
@@ -109,7 +109,7 @@ def test_an_unfinished_output_that_nobody_writes_to_ends_the_watching_at_once(
 
 
 def test_watching_prints_a_line_a_change_and_ends_with_the_run(output: Output) -> None:
-    command = [PROGRAM, "status", str(output.root), "--watch"]
+    command = [PROGRAM, "status", output.root, "--watch"]
     quiet = {"PYTHONUNBUFFERED": "1"}
     with ExitStack() as run:
         run.enter_context(hold_lock(output))
