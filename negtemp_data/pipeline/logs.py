@@ -22,6 +22,7 @@ def require_room(folder: Path) -> None:
         StorageError: With what to do.
     """
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             if file.write(bytes(_ROOM_BYTES)) < _ROOM_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
