@@ -1,10 +1,36 @@
 """Keeps vLLM's and Ray's chatter off the screen: their output goes to files of the run."""
 
+import errno
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from negtemp_data.errors import StorageError
+from negtemp_data.storage.local import explain_error
+
+_ROOM_BYTES = 1 << 20
+"""Without room for engines' logs, Ray's actors end with errors that say nothing of the disk."""
+
+
+def require_room(folder: Path) -> None:
+    """Refuses a disk that has no room for the logs of a start.
+
+    Raises:
+        StorageError: With what to do.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            if file.write(bytes(_ROOM_BYTES)) < _ROOM_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise StorageError(
+            f"{explain_error(folder, error)}, then run `negtemp resume` on this output; what is "
+            "committed is safe."
+        ) from error
 
 
 def send_output_to(path: Path) -> None:

@@ -25,7 +25,7 @@ from negtemp_data.jobspec import (
 from negtemp_data.jobspec.fingerprint import fingerprint_job
 from negtemp_data.judging import check_environment
 from negtemp_data.pipeline.graph import Inputs, ShardGraph, ray_session
-from negtemp_data.pipeline.logs import captured_output
+from negtemp_data.pipeline.logs import captured_output, require_room
 from negtemp_data.pipeline.metrics import DriverMetrics
 from negtemp_data.pipeline.monitor import Monitor, Reporter
 from negtemp_data.pipeline.progress import Tally
@@ -242,6 +242,7 @@ class _Run:
         self._old_rows = old_rows
         self._reporter = reporter
         self._output.clean_tmp()
+        require_room(self._output.logs)
         self._entries = rebuild_ledger(self._output)
         for shard in wip_shards(self._output):
             if shard in self._entries:

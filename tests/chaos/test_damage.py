@@ -69,7 +69,7 @@ def test_damage_is_mended_by_the_resume_or_named_with_its_cure(out, negtemp):
     run = out / "_run"
     # What costs rows is named, and nothing is begun before the user has decided.
     shards = [out / name for name in sorted(digests(out))]
-    for shard, damage in zip(shards[:2], (cut, overwrite), strict=True):
+    for shard, damage in zip(shards[:2], (cut, empty), strict=True):
         damage(shard)
         assert_refused(negtemp("resume", str(out)), str(shard), "delete this file")
         shard.unlink()
