@@ -9,10 +9,11 @@ the condition and ignore it. Addresses and keys are those of the usual environme
 import errno
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 from uuid import uuid4
 
@@ -29,14 +30,23 @@ class _Kind(NamedTuple):
     """Its module."""
     install: str
     """What brings its library."""
+    options: Mapping[str, Any] = MappingProxyType({})
+    """Arguments of a conditional PUT."""
 
 
 # Source: s3fs 2026.9, core.py, `_pipe_file`: If-None-Match; gcsfs 2026.10, core.py,
 # `simple_upload` and `initiate_upload`: ifGenerationMatch=0; adlfs 2026.8, spec.py, `_pipe_file`:
 # upload_blob(overwrite=False), which sends If-None-Match.
+_S3 = _Kind(
+    "s3fs",
+    "'negtemp-data[s3]'",
+    # One PUT, up to S3's 5 GB: s3fs would upload 100 MB in parts, whose completion is another
+    # request, and not the one that was tried.
+    MappingProxyType({"chunksize": 5 * 2**30}),
+)
 _KINDS = {
-    "s3": _Kind("s3fs", "'negtemp-data[s3]'"),
-    "s3a": _Kind("s3fs", "'negtemp-data[s3]'"),
+    "s3": _S3,
+    "s3a": _S3,
     "gs": _Kind("gcsfs", "'negtemp-data[gcs]'"),
     "gcs": _Kind("gcsfs", "'negtemp-data[gcs]'"),
     "az": _Kind("adlfs", "adlfs"),
@@ -199,8 +209,10 @@ class ObjectStore(Store):
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Store`."""
+        kind = _KINDS.get(self.root.partition("://")[0])
         try:
-            self._fs.pipe_file(self._path(name), data, mode="create")
+            options = kind.options if kind else {}
+            self._fs.pipe_file(self._path(name), data, mode="create", **options)
         except FileExistsError:
             return False
         except Exception as error:

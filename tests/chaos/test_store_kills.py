@@ -72,6 +72,7 @@ def assert_complete(s3, negtemp, output, n_prompts, before, kept):
     assert saved and not any(secret in data for data in saved.values())
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_a_store_goes_on_where_it_was(s3, tiny_model, negtemp, tmp_path):
     output = Output("s3://bucket/killed/out")
     n_prompts = 16
