@@ -43,7 +43,14 @@ class RunDisplay:
     def __init__(self, screen: TextIO, quiet: bool, verbose: bool = False) -> None:
         """Prints to `screen`; `quiet` prints nothing, `verbose` lines only and more of them."""
         self.console = Console(file=screen, highlight=False, quiet=quiet)
-        self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+        # What libraries print goes to the run's log, not around the live line onto the screen.
+        self._live = Live(
+            console=self.console,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._note = ""
         self._last_line_at = 0.0
         self._is_live = self.console.is_terminal and not verbose
@@ -70,8 +77,10 @@ class RunDisplay:
             return  # the note still says what is going on
         line = Text(describe(progress))
         if self._is_live:
-            bar = ProgressBar(total=progress.planned_rows, completed=rows_done(progress))
-            self._live.update(Group(bar, line))
+            view = Table.grid()  # a bar ends no line of its own
+            view.add_row(ProgressBar(total=progress.planned_rows, completed=rows_done(progress)))
+            view.add_row(line)
+            self._live.update(view)
         elif time.monotonic() - self._last_line_at >= self._line_every_s:
             self._last_line_at = time.monotonic()
             self.console.print(line)

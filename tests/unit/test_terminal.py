@@ -96,6 +96,41 @@ def test_progress_on_a_pipe_is_a_line_now_and_then(
     assert all(line.startswith("10/100 rows") and ESCAPE not in line for line in lines)
 
 
+LIVE = """
+import os, sys, time
+from pathlib import Path
+from negtemp_data.cli.display import RunDisplay
+from negtemp_data.pipeline.logs import captured_output
+from negtemp_data.pipeline.progress import Progress, RowCounts
+
+with os.fdopen(os.dup(2), "w", buffering=1) as screen:
+    display = RunDisplay(screen, quiet=False)
+    with captured_output(Path(sys.argv[1])):
+        print("a library warns", file=sys.stderr)
+        display.progress(Progress(100, 5, 1, 0, RowCounts(accepted=10), 99, 10.0))
+        time.sleep(1)  # some refreshes
+    display.close()
+"""
+
+
+def test_progress_on_a_terminal_is_a_bar_and_all_of_its_line(tmp_path: Path) -> None:
+    for columns in (40, 60, 120):
+        log = tmp_path / f"{columns}.log"
+        child = pexpect.spawn(
+            sys.executable,
+            ["-c", LIVE, str(log)],
+            dimensions=(24, columns),
+            env=os.environ | {"TERM": "xterm-256color", "NO_COLOR": "1"},
+            encoding="utf-8",
+            timeout=60,
+        )
+        text = child.read()
+        words = " ".join(text.split())
+        assert "10/100 rows · 1/5 shards · 10 tok/s · 100% accepted · 0:01:30 left" in words
+        assert "\u2501" in text
+        assert "a library warns" not in text and "a library warns" in log.read_text()
+
+
 def test_a_shell_completes_commands_and_options() -> None:
     child = pexpect.spawn(
         "bash",
