@@ -24,7 +24,7 @@ generate:
   max_tokens: {max_tokens}
   min_tokens: {max_tokens}
   samples: {{control: 2, negative: 2}}
-  engine: {{dtype: float32, max_model_len: 1024, max_num_seqs: 16}}
+  engine: {{dtype: float32, max_model_len: 1024, max_num_seqs: 12}}
   replicas: {replicas}
 schedules:
   control: {{base: {{temperature: 0.8}}}}
@@ -33,6 +33,7 @@ schedules:
 verify: {{checks: {checks}}}
 output: {{path: {out}, shard_rows: 8}}
 """
+# Three shards' rows go through a batch of twelve in two waves, so that some shards are half done.
 
 SAMPLES = 4
 DEADLINE_S = 240

@@ -1,10 +1,12 @@
 """Two runs on one output: one is refused, the other one is not disturbed."""
 
+import pytest
 from runs import Command, assert_complete, family, kill, wait_until, write_job
 
 N_PROMPTS = 8
 
 
+@pytest.mark.slow
 def test_of_two_runs_at_once_one_is_refused_and_a_killed_one_gives_way(
     tiny_model, negtemp, tmp_path
 ):

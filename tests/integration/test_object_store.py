@@ -80,9 +80,8 @@ def test_a_large_shard_is_one_conditional_put_too(s3, uri):
 @pytest.fixture
 def careless(s3):
     """A server that takes a conditional PUT and does not look at the condition."""
-    s3.ignores_conditions = True
-    yield s3
-    s3.ignores_conditions = False
+    with s3.ignoring_conditions():
+        yield s3
 
 
 def test_a_store_that_ignores_conditions_is_refused(careless, uri):
