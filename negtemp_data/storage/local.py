@@ -163,15 +163,13 @@ class LocalStore(Store):
     def append(self, name: str, line: bytes) -> None:
         """See `Store`."""
         path = self.folder / name
-        try:
+        with _explain_errors(path):
             # One write to a file opened for appending: lines of several processes do not mix.
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
                 os.write(descriptor, line)
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            raise StorageError(f"{explain_error(path, error)}.") from error
 
     def remove(self, names: Iterable[str]) -> None:
         """See `Store`."""
