@@ -44,6 +44,7 @@ def write_job(folder, model, shape="text: prompt", n_prompts=9):
     return path
 
 
+@pytest.mark.slow
 def test_a_calibration_tells_of_the_whole_job_and_leaves_nothing(negtemp, tiny_model, tmp_path):
     job = write_job(tmp_path, tiny_model)
     done = negtemp("plan", str(job), "--calibrate", "4", "--prompts", "0", "--json")

@@ -20,6 +20,8 @@ from test_serving import end, flags, wait_until_healthy
 
 from negtemp_data.engine.arguments import machine_defaults
 
+pytestmark = pytest.mark.slow
+
 SECRET = "sk-kept-out-of-sight-8c1f"
 TIMEOUT_S = 6
 JOB = """
