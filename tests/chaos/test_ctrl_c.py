@@ -81,7 +81,7 @@ def test_a_calibration_and_an_export_end_at_once_and_leave_no_result(negtemp, ti
     assert terminal.interrupt() == 130
     assert not (tmp_path / "out").exists()
     assert negtemp("run", str(job)).returncode == 0
-    for pause_s in (0.2, 0.5, 1.0):
+    for pause_s in (0.6, 0.9, 1.3):  # Python itself needs some time to start
         terminal = Terminal("export", tmp_path / "out", tmp_path / "data", "--format", "sft")
         time.sleep(pause_s)
         code = terminal.interrupt()
