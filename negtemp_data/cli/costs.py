@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 _GPU_SHARE = 0.92
 """Share of a GPU's memory that vLLM takes. Source: vllm 0.32, config/cache.py,
 `gpu_memory_utilization`."""
-_CPU_KV_GIB = 2.0
-"""See `machine_defaults`."""
 
 
 def describe_memory(job: Job) -> dict[str, Any] | None:
@@ -31,6 +29,7 @@ def describe_memory(job: Job) -> dict[str, Any] | None:
         `fits` and `samples_at_once` (of `max_tokens` each). None where the model is not on this
         machine or its config does not say.
     """
+    from negtemp_data.engine.arguments import CPU_KV_CACHE_BYTES  # noqa: PLC0415
     from negtemp_data.engine.catalogue import local_path, measure_model  # noqa: PLC0415
 
     path = local_path(job.generate.model)
@@ -40,7 +39,8 @@ def describe_memory(job: Job) -> dict[str, Any] | None:
     weights_gib = model["weights_gib"]
     gpu_gib = _gpu_memory_gib()
     if gpu_gib is None:
-        engine_gib = weights_gib + _CPU_KV_GIB
+        kv_bytes = job.generate.engine.get("kv_cache_memory_bytes", CPU_KV_CACHE_BYTES)
+        engine_gib = weights_gib + kv_bytes / 2**30
     else:
         share = float(job.generate.engine.get("gpu_memory_utilization", _GPU_SHARE))
         gpus = count_gpus(job.generate.gpus_per_replica, job.generate.engine, has_gpus=True)
@@ -85,12 +85,12 @@ def run_calibration(job: Job, n_prompts: int, address: str | None, quiet: bool) 
         return api.calibrate(job, n_prompts, address=address, reporter=display)
 
 
-def estimate_json(estimate: "Estimate", job: Job) -> dict[str, Any]:
+def estimate_json(estimate: "Estimate", job: Job, address: str | None) -> dict[str, Any]:
     """The estimate for programs."""
-    return {**asdict(estimate), "gpu_hours": _gpu_hours(estimate, job)}
+    return {**asdict(estimate), "gpu_hours": _gpu_hours(estimate, job, address)}
 
 
-def estimate_lines(estimate: "Estimate", job: Job) -> list[str]:
+def estimate_lines(estimate: "Estimate", job: Job, address: str | None) -> list[str]:
     """The estimate in words."""
     engines = "1 engine" if estimate.replicas == 1 else f"{estimate.replicas} engines"
     lines = [
@@ -100,7 +100,7 @@ def estimate_lines(estimate: "Estimate", job: Job) -> list[str]:
         f"about {_duration(estimate.seconds)} on {engines}, of which {_duration(estimate.start_s)} "
         "start and end",
     ]
-    if hours := _gpu_hours(estimate, job):
+    if hours := _gpu_hours(estimate, job, address):
         lines[-1] += f"; {hours:.2f} GPU hours"
     if not estimate.is_full:
         lines.append(
@@ -110,7 +110,10 @@ def estimate_lines(estimate: "Estimate", job: Job) -> list[str]:
     return lines
 
 
-def _gpu_hours(estimate: "Estimate", job: Job) -> float:
+def _gpu_hours(estimate: "Estimate", job: Job, address: str | None) -> float | None:
+    """None on a cluster, whose GPUs are not known here."""
+    if address is not None:
+        return None
     has_gpus = _gpu_memory_gib() is not None
     gpus = count_gpus(job.generate.gpus_per_replica, job.generate.engine, has_gpus)
     return estimate.seconds / 3600 * gpus * estimate.replicas
@@ -124,12 +127,15 @@ def _gpu_memory_gib() -> float | None:
     """Memory of this machine's smallest GPU; None: it has none that answers."""
     if shutil.which("nvidia-smi") is None:
         return None
-    done = subprocess.run(
-        ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     sizes = [int(line) for line in done.stdout.split() if line.isdigit()]
     return min(sizes) / 1024 if sizes and not done.returncode else None

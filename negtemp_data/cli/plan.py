@@ -87,7 +87,7 @@ def command(
     }
     if n_calibrated is not None:
         estimate = run_calibration(job, n_calibrated, address, quiet=as_json)
-        summary["estimate"] = estimate_json(estimate, job)
+        summary["estimate"] = estimate_json(estimate, job, address)
     encoder = _encoder(job)
     schedules = {
         arm: describe_schedule(job.schedules[arm], job.generate.max_tokens)
@@ -100,7 +100,7 @@ def command(
         _print(job, summary, schedules, details)
         if n_calibrated is not None:
             _echo("\n── what it takes")
-            for line in estimate_lines(estimate, job):
+            for line in estimate_lines(estimate, job, address):
                 _echo(line)
 
 

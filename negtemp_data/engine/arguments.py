@@ -29,7 +29,7 @@ OURS = {
 """Arguments that a job can't set, and why."""
 
 _CPU_MAX_BATCHED_TOKENS = 16384
-_CPU_KV_CACHE_BYTES = 2 << 30
+CPU_KV_CACHE_BYTES = 2 << 30
 
 
 def check_engine_arguments(arguments: Mapping[str, Any], where: str = "generate.engine") -> None:
@@ -80,7 +80,7 @@ def machine_defaults(is_cpu: bool) -> dict[str, Any]:
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": _CPU_MAX_BATCHED_TOKENS,
         "max_num_seqs": 128,
-        "kv_cache_memory_bytes": _CPU_KV_CACHE_BYTES,
+        "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
     }
 
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from negtemp_data.errors import StorageError
-from negtemp_data.storage.local import explain_error
+from negtemp_data.storage.local import explained_errors
 
 _ROOM_BYTES = 1 << 20
 """Without room for engines' logs, Ray's actors end with errors that say nothing of the disk."""
@@ -21,16 +20,11 @@ def require_room(folder: Path) -> None:
     Raises:
         StorageError: With what to do.
     """
-    try:
+    with explained_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             if file.write(bytes(_ROOM_BYTES)) < _ROOM_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError as error:
-        raise StorageError(
-            f"{explain_error(folder, error)}, then run `negtemp resume` on this output; what is "
-            "committed is safe."
-        ) from error
 
 
 def send_output_to(path: Path) -> None:

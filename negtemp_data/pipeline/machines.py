@@ -38,7 +38,7 @@ class LostMachines:
         if not n_lost or not is_still(tally, time.time()):
             return False
         self.reason = (
-            f"{n_lost} of {len(self._known)} machines has left the cluster, and what it was making "
+            f"{n_lost} of {len(self._known)} machines left the cluster, and what it was making "
             f"has waited {_LONGEST_WAIT_S:.0f} s for another one with room for a worker"
         )
         for worker in ray.get(self._board.workers.remote()):

@@ -74,7 +74,7 @@ class LocalStore(Store):
 
     def make(self) -> None:
         """See `Store`."""
-        with _explain_errors(self.folder):
+        with explained_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def entries(self) -> list[str]:
@@ -130,7 +130,7 @@ class LocalStore(Store):
         network file systems too; a rename would replace what is there.
         """
         path = self.folder / name
-        with _explain_errors(path), self._stage(data) as staged:
+        with explained_errors(path), self._stage(data) as staged:
             try:
                 os.link(staged, path)
             except FileExistsError:
@@ -154,7 +154,7 @@ class LocalStore(Store):
     def writing(self, name: str) -> Iterator[BinaryIO]:
         """See `Store`."""
         path = self.folder / name
-        with _explain_errors(path), self._staged_file() as file:
+        with explained_errors(path), self._staged_file() as file:
             yield file
             _end_file(file)
             os.replace(file.name, path)
@@ -163,7 +163,7 @@ class LocalStore(Store):
     def append(self, name: str, line: bytes) -> None:
         """See `Store`."""
         path = self.folder / name
-        with _explain_errors(path):
+        with explained_errors(path):
             # One write to a file opened for appending: lines of several processes do not mix.
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
@@ -212,7 +212,12 @@ class LocalStore(Store):
 
 
 @contextmanager
-def _explain_errors(path: Path) -> Iterator[None]:
+def explained_errors(path: Path) -> Iterator[None]:
+    """Turns what the disk says while the block writes `path` into an error that says what to do.
+
+    Raises:
+        StorageError: The disk refused.
+    """
     try:
         yield
     except OSError as error:

@@ -59,10 +59,7 @@ def test_a_run_ends_at_once_and_goes_on_later(negtemp, tiny_model, tmp_path, sta
     n_prompts = 200_000 if stage == "planning" else N_PROMPTS
     terminal = Terminal("run", write_job(tmp_path, tiny_model, n_prompts, max_tokens=400))
     terminal.wait_for(stage, pause_s)
-    begun = time.monotonic()
     assert terminal.interrupt() == 130
-    # Not a matter of speed: Ray's own patience with processes that do not end is longer.
-    assert time.monotonic() - begun < 60
     assert "Interrupted." in terminal.seen
     if stage != "planning":
         assert "negtemp resume" in terminal.seen
