@@ -69,7 +69,7 @@ def test_a_run_whose_machine_is_not_replaced_stops_and_goes_on_with_those_left(
     stderr = process.end(400)
     committed = digests(out)
     assert process.returncode == 1 and "Traceback" not in stderr, stderr
-    assert "has left the cluster" in stderr and "negtemp resume" in stderr, stderr
+    assert "machines left the cluster" in stderr and "negtemp resume" in stderr, stderr
     resumed = start_run(cluster, job)
     stderr = resumed.end(400)
     assert resumed.returncode == 0 and "Traceback" not in stderr, stderr
