@@ -114,6 +114,15 @@ def resolve_model(name: str, on_progress: Callable[[str], None] = lambda _: None
     )
 
 
+def folder_here(path: str, name: str) -> str:
+    """`path`, which another machine has found, if it is on this one too; else its own for `name`.
+
+    Raises:
+        ModelError: The model can't be had here.
+    """
+    return path if os.path.isdir(path) else resolve_model(name).path
+
+
 def is_known(name: str) -> bool:
     """Whether `name` may be a model, judged without touching the network."""
     is_folder = Path(name).expanduser().is_dir()

@@ -11,6 +11,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ class Engine:
         self._lora_path = spec.lora_path
         self._inbox: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
         self._open: dict[str, _Submission] = {}
+        self._waiting: deque[int] = deque()
         self._n_requests = 0
         self._death: EngineDeadError | None = None
         self._steps = StepLog()
@@ -181,10 +183,15 @@ class Engine:
     def _step(self) -> "list[RequestOutput | PoolingRequestOutput[Any]]":
         places = self.max_num_seqs
         n = min(len(self._open), places)
+        # vLLM gives places in the order of arrival.
+        n_waiting = len(self._open) - n
+        prompt_tokens = 0
+        while len(self._waiting) > n_waiting:
+            prompt_tokens += self._waiting.popleft()
         begun = time.perf_counter()
         outputs = self._llm.step()
         seconds = time.perf_counter() - begun
-        self._steps += StepLog(1, seconds, n, n * n, n * seconds, n, places)
+        self._steps += StepLog.of_step(n, prompt_tokens, seconds, places)
         return outputs
 
     def _admit(self, wait: bool) -> bool:
@@ -216,6 +223,7 @@ class Engine:
             submission.future.set_exception(GenerationError(f"vLLM refused the request: {error}"))
         else:
             self._open[request_id] = submission
+            self._waiting.append(len(submission.prompt_token_ids))
 
     def _resolve(self, finished: "list[RequestOutput | PoolingRequestOutput[Any]]") -> None:
         keys = [

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from negtemp_data.engine.adapter import resolve_adapter
-from negtemp_data.engine.catalogue import resolve_model
+from negtemp_data.engine.catalogue import folder_here
 from negtemp_data.engine.engine import Engine, EngineSpec
 from negtemp_data.errors import EngineDeadError, EngineStartError, NegtempError, StorageError
 from negtemp_data.jobspec import Job
@@ -90,8 +90,7 @@ def _on_this_machine(spec: EngineSpec, job: Job) -> EngineSpec:
     Raises:
         ModelError: The model or its adapter can't be had here.
     """
-    if not os.path.isdir(spec.model_path):
-        spec = replace(spec, model_path=resolve_model(job.generate.model).path)
+    spec = replace(spec, model_path=folder_here(spec.model_path, job.generate.model))
     if spec.lora_path is not None and not os.path.isdir(spec.lora_path):
         spec = replace(spec, lora_path=resolve_adapter(str(job.generate.lora)).path)
     return spec

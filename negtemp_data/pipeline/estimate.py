@@ -64,10 +64,10 @@ class Estimate:
 def estimate(calibration: Calibration, prompts: int, replicas: int) -> Estimate:
     """Extrapolates to so many prompts on so many engines.
 
-    Time goes by the generator's steps, whose cost is a line in the requests that they serve (see
-    `StepLog.seconds_of`): the rows of a replica are played through the places of its batch, which
-    gives the number of steps, and what the calibration took beyond its own steps, a judge with an
-    engine of its own included, is scaled like them.
+    Time goes by the generator's steps, whose cost is a plane over their number, their requests and
+    their prompt tokens (see `StepLog.seconds_of`): the rows of a replica are played through the
+    places of its batch, which gives the number of steps, and what the calibration took beyond its
+    own steps, a judge with an engine of its own included, is scaled like them.
     """
     n = len(calibration.prompt_tokens)
     rows_per_prompt = len(calibration.row_steps) / n
@@ -105,7 +105,8 @@ def _work(calibration: Calibration, rows: int) -> float:
     steps += (rows - played) * fmean(seen) / calibration.steps.places
     steps += beyond * rows / len(seen)
     requests = calibration.steps.requests * rows / len(seen)
-    return max(calibration.steps.seconds_of(steps, requests), 1e-9)
+    prompt_tokens = calibration.steps.prompt_tokens * rows / len(seen)
+    return max(calibration.steps.seconds_of(steps, requests, prompt_tokens), 1e-9)
 
 
 def count_steps(row_steps: Sequence[int], places: int) -> int:

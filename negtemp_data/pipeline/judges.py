@@ -12,10 +12,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import ray
 
+from negtemp_data.engine.catalogue import folder_here
 from negtemp_data.engine.engine import Engine, EngineSpec, Generation
 from negtemp_data.engine.questions import question_params
 from negtemp_data.engine.tokens import PromptEncoder
@@ -53,14 +55,15 @@ class _Facts(NamedTuple):
 class JudgeReplica:
     """One engine of a judge; an actor's plain class."""
 
-    def __init__(self, spec: EngineSpec, output: Output) -> None:
+    def __init__(self, spec: EngineSpec, model: str, output: Output) -> None:
         self._failure: NegtempError | None = None
         self._output = output
         self._name = f"judge-{ray.util.get_node_ip_address()}-{os.getpid()}"
         send_output_to(output.logs / f"{self._name}.log")
         try:
             output.append_event("judge_starts", worker=self._name)
-            self._engine = Engine(spec)
+            path = folder_here(spec.model_path, model)
+            self._engine = Engine(replace(spec, model_path=path))
             output.append_event("judge_ready", worker=self._name)
         except NegtempError as error:
             self._failure = error
@@ -87,7 +90,10 @@ class JudgeReplica:
 class JudgePool(NamedTuple):
     """Engines that judges of the same needs share."""
 
+    model: str
+    """As the job names it."""
     model_path: str
+    """Its folder on the driver's machine."""
     arguments: str
     """vLLM's engine arguments, as JSON."""
     replicas: int
@@ -106,6 +112,7 @@ def judge_pools(job: Job, model_paths: Mapping[str, str], has_gpus: bool) -> dic
     """
     return {
         path: JudgePool(
+            judge.model,
             model_paths[path],
             json.dumps(judge.engine, sort_keys=True),
             judge.replicas,
@@ -143,7 +150,7 @@ def _start(pool: JudgePool, n_engines: int, output: Output) -> list[Any]:
         "scheduling_strategy": "SPREAD",
     }
     replica = ray.remote(JudgeReplica).options(**options)
-    return [replica.remote(spec, output) for _ in range(pool.replicas)]
+    return [replica.remote(spec, pool.model, output) for _ in range(pool.replicas)]
 
 
 class LocalEngine:
@@ -163,11 +170,12 @@ class LocalEngine:
 class RemoteEngine:
     """A judge's replicas, seen as one engine; safe to use from any thread."""
 
-    def __init__(self, replicas: Sequence[Any]) -> None:
+    def __init__(self, replicas: Sequence[Any], model: str) -> None:
         """Waits until the first replica takes requests.
 
         Raises:
-            NegtempError: Its engine did not start.
+            NegtempError: Its engine did not start, or this machine can't have the tokenizer of
+                `model`.
         """
         from transformers import AutoTokenizer  # noqa: PLC0415
 
@@ -175,7 +183,7 @@ class RemoteEngine:
         if isinstance(facts, NegtempError):
             raise facts
         self.max_model_len: int = facts.max_model_len
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(facts.model_path)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder_here(facts.model_path, model))
         self._replicas = replicas
         self._n_open = [0] * len(replicas)
         self._lock = threading.Lock()
@@ -227,7 +235,9 @@ def job_judge(job: Job, engine: Engine, replicas: "dict[str, list[Any]]") -> Jud
 
     def engine_of(path: str, config: EngineJudgeConfig) -> tuple[JudgingEngine, PromptEncoder]:
         is_same = config.model == SAME
-        asked: JudgingEngine = LocalEngine(engine) if is_same else RemoteEngine(replicas[path])
+        asked: JudgingEngine = (
+            LocalEngine(engine) if is_same else RemoteEngine(replicas[path], config.model)
+        )
         template_kwargs = job.generate.chat_template_kwargs if is_same else {}
         return asked, PromptEncoder(asked.tokenizer, asked.max_model_len - 1, template_kwargs)
 

@@ -41,6 +41,7 @@ def cluster():
     cluster = RayCluster()
     try:
         cluster.add_raylet("--num-cpus=1")
+        cluster.add_raylet("--num-cpus=1")
         yield cluster
     finally:
         cluster.close()

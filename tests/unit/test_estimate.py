@@ -8,23 +8,46 @@ import pytest
 from negtemp_data.engine.steps import StepLog
 from negtemp_data.pipeline.estimate import Calibration, count_steps, estimate
 
+BASE_S, REQUEST_S, TOKEN_S = 0.02, 0.001, 0.0001
 
-def play(row_steps: list[int], places: int, base_s: float, request_s: float) -> StepLog:
-    """The log of an engine whose steps cost base + requests × request_s."""
+
+def play(row_steps: list[int], places: int, seed: int = 0, is_judged: bool = False) -> StepLog:
+    """The log of an engine whose steps cost a fixed part, one of requests, one of prompt tokens.
+
+    Args:
+        row_steps: Steps of each row.
+        places: Requests of a batch, at most.
+        seed: Of the prompts' lengths.
+        is_judged: Whether each row that ends is followed by a request of one step with a long
+            prompt.
+    """
+    rng = random.Random(seed)
     log = StepLog()
-    waiting, running = list(reversed(row_steps)), []
-    while waiting or running:
-        while waiting and len(running) < places:
-            running.append(waiting.pop())
-        n = len(running)
-        seconds = base_s + n * request_s
-        log += StepLog(1, seconds, n, n * n, n * seconds, n, places)
+    waiting = [(steps, rng.randint(20, 60)) for steps in reversed(row_steps)]
+    running: list[int] = []
+    judged: list[int] = []
+    while waiting or running or judged:
+        prompt_tokens = 0
+        now = len(judged)
+        prompt_tokens += sum(judged)
+        judged = []
+        while waiting and len(running) < places - now:
+            steps, n_tokens = waiting.pop()
+            running.append(steps)
+            prompt_tokens += n_tokens
+        n = len(running) + now
+        seconds = BASE_S + n * REQUEST_S + prompt_tokens * TOKEN_S
+        log += StepLog.of_step(n, prompt_tokens, seconds, places)
+        if is_judged:
+            judged = [rng.randint(200, 400) for left in running if left == 1]
         running = [left - 1 for left in running if left > 1]
     return log
 
 
-def calibrated(row_steps: list[int], places: int, **fields: float) -> Calibration:
-    log = play(row_steps, places, base_s=0.02, request_s=0.001)
+def calibrated(
+    row_steps: list[int], places: int, is_judged: bool = False, **fields: float
+) -> Calibration:
+    log = play(row_steps, places, is_judged=is_judged)
     halves = zip(row_steps[::2], row_steps[1::2], strict=True)
     return Calibration(
         prompt_tokens=[first + second for first, second in halves],
@@ -42,26 +65,31 @@ def lengths(n: int, seed: int) -> list[int]:
 
 
 def test_a_log_knows_the_seconds_of_other_batches() -> None:
-    log = play(lengths(60, 0), places=16, base_s=0.02, request_s=0.001)
-    assert log.seconds_of(log.steps, log.requests) == pytest.approx(log.seconds)
-    assert log.seconds_of(100, 100 * 64) == pytest.approx(100 * (0.02 + 0.064))
+    log = play(lengths(60, 0), places=16, is_judged=True)
+    own = log.seconds_of(log.steps, log.requests, log.prompt_tokens)
+    assert own == pytest.approx(log.seconds)
+    told = log.seconds_of(100, 100 * 64, 5000)
+    assert told == pytest.approx(100 * BASE_S + 6400 * REQUEST_S + 5000 * TOKEN_S)
     assert log.most_requests == log.places == 16
 
 
-def test_the_parts_of_a_step_are_never_negative() -> None:
+def test_no_part_of_a_step_is_negative() -> None:
     # Batches that are faster the fuller they are, as when the machine warms up.
-    shrinking = StepLog(1, 2.0, 1, 1, 2.0, 1) + StepLog(1, 1.0, 9, 81, 9.0, 9)
-    assert shrinking.seconds_of(2, 10_000) == pytest.approx(3.0)
+    shrinking = StepLog.of_step(1, 0, 2.0, 1) + StepLog.of_step(9, 0, 1.0, 9)
+    assert shrinking.seconds_of(2, 10, 0) == pytest.approx(3.0)
+    assert shrinking.seconds_of(2, 10_000, 0) == pytest.approx(3.0)
     # A fixed part below zero: all of the time goes by requests.
-    steep = StepLog(1, 0.1, 1, 1, 0.1, 1) + StepLog(1, 8.0, 9, 81, 72.0, 9)
-    assert steep.seconds_of(2, 10) == pytest.approx(8.1)
-    assert steep.seconds_of(2, 0) == 0
-    assert StepLog().seconds_of(5, 5) == 0
+    steep = StepLog.of_step(1, 0, 0.1, 1) + StepLog.of_step(9, 0, 8.0, 9)
+    assert steep.seconds_of(2, 10, 0) == pytest.approx(8.1)
+    assert steep.seconds_of(2, 0, 0) == 0
+    assert StepLog().seconds_of(5, 5, 5) == 0
 
 
-def test_equal_batches_cost_in_proportion_to_their_steps() -> None:
-    log = play([50] * 8, places=8, base_s=0.02, request_s=0.001)
-    assert log.seconds_of(2 * log.steps, 2 * log.requests) == pytest.approx(2 * log.seconds)
+def test_equal_batches_cost_in_proportion() -> None:
+    log = StepLog()
+    for _ in range(50):
+        log += StepLog.of_step(8, 0, 0.028, 8)
+    assert log.seconds_of(100, 800, 0) == pytest.approx(2 * log.seconds)
 
 
 @pytest.mark.parametrize(
@@ -72,11 +100,13 @@ def test_rows_take_the_first_free_place(row_steps: list[int], places: int, steps
     assert count_steps(row_steps, places) == steps
 
 
-@pytest.mark.parametrize(("n_calibrated", "n_all"), [(48, 96), (64, 2000), (400, 60_000)])
-def test_time_is_that_of_the_whole_job(n_calibrated: int, n_all: int) -> None:
+@pytest.mark.parametrize("is_judged", [False, True])
+@pytest.mark.parametrize(("n_calibrated", "n_all"), [(48, 96), (64, 2000), (400, 20_000)])
+def test_time_is_that_of_the_whole_job(n_calibrated: int, n_all: int, is_judged: bool) -> None:
     all_lengths = lengths(n_all, 1)
-    truth = play(all_lengths, 128, base_s=0.02, request_s=0.001).seconds
-    told = estimate(calibrated(lengths(n_calibrated, 2), 128, other_s=20.0), n_all // 2, replicas=1)
+    truth = play(all_lengths, 128, seed=1, is_judged=is_judged).seconds
+    calibration = calibrated(lengths(n_calibrated, 2), 128, is_judged, other_s=20.0)
+    told = estimate(calibration, n_all // 2, replicas=1)
     assert told.rows == n_all
     assert told.seconds - told.start_s == pytest.approx(truth, rel=0.15)
     assert told.start_s == 20.0
