@@ -1,7 +1,7 @@
 """Programmatic checks of one sample.
 
-None needs a model, and none raises: a check that can't be carried out is a check that failed, with
-its reason.
+None needs a model, and none fails a row: a check that can't be carried out is a check that failed,
+with its reason.
 """
 
 import math
@@ -34,9 +34,13 @@ from negtemp_data.judging.result import CheckResult
 from negtemp_data.judging.sample import Sample
 
 
-def run_checks(checks: Sequence[CheckConfig], sample: Sample) -> list[CheckResult]:
-    """Results in the order of `checks`."""
-    return [_run(check, sample) for check in checks]
+async def run_checks(checks: Sequence[CheckConfig], sample: Sample) -> list[CheckResult]:
+    """Results in the order of `checks`.
+
+    Raises:
+        RunError: Too many calls of the user's functions have not returned.
+    """
+    return [await _run(check, sample) for check in checks]
 
 
 def perplexity(logprobs: NDArray[np.float32], injected: Sequence[int]) -> float:
@@ -50,7 +54,7 @@ def perplexity(logprobs: NDArray[np.float32], injected: Sequence[int]) -> float:
         return math.inf
 
 
-def _run(check: CheckConfig, sample: Sample) -> CheckResult:  # noqa: PLR0911
+async def _run(check: CheckConfig, sample: Sample) -> CheckResult:  # noqa: PLR0911
     match check:
         case LengthCheckConfig():
             return _check_length(check, sample)
@@ -73,7 +77,7 @@ def _run(check: CheckConfig, sample: Sample) -> CheckResult:  # noqa: PLR0911
         case NearDuplicateCheckConfig():
             return check_near_duplicate(check, sample)
         case PythonCheckConfig():
-            return check_by_function(check, sample)
+            return await check_by_function(check, sample)
 
 
 def _check_length(config: LengthCheckConfig, sample: Sample) -> CheckResult:

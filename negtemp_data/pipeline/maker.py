@@ -237,7 +237,7 @@ class ShardMaker:
         return _generation_columns(generation, text)
 
     async def _verify(self, sample: Sample) -> Verdict:
-        checks = run_checks(self._job.verify.checks, sample)
+        checks = await run_checks(self._job.verify.checks, sample)
         judgement = None
         if self._judge is not None and all(check.passed for check in checks):
             try:

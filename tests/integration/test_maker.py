@@ -1,6 +1,7 @@
 """Rows of a shard on a real engine: attempts, siblings and twins."""
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from negtemp_data.engine.questions import question_params
 from negtemp_data.engine.tokens import PromptEncoder
 from negtemp_data.errors import JudgeError
 from negtemp_data.jobspec import build_job
-from negtemp_data.judging import Judgement, Sample
+from negtemp_data.judging import Judgement, Sample, functions
 from negtemp_data.judging.pairwise import PairwiseJudge
 from negtemp_data.pipeline.judges import LocalEngine, job_judge
 from negtemp_data.pipeline.maker import GENERATION_COLUMNS, Earlier, ShardMaker
@@ -122,6 +123,29 @@ def test_a_failed_row_is_not_tried_again(tiny_engine):
     for row in rows.values():
         assert (row["status"], row["error"], row["attempts"]) == ("failed", "nothing to say", [])
         assert row["completion"] is not None
+
+
+never = threading.Event()
+
+
+def wait_for_ever(sample):
+    if "number 3" in sample.request:
+        never.wait()
+    return 1
+
+
+def test_a_function_that_never_returns_fails_its_rows_alone(tiny_engine, monkeypatch):
+    monkeypatch.setattr(functions, "LIMIT_S", 2.0)
+    judge = {"kind": "python", "function": "test_maker:wait_for_ever", "accept_at": 0}
+    job = make_job(judge=judge)
+    rows = make_rows(tiny_engine, job, job_judge(job, tiny_engine, {}))
+    for row in rows.values():
+        is_stuck = row["prompt_id"] == "p3"
+        assert row["status"] == ("failed" if is_stuck else "accepted")
+        reason = "test_maker:wait_for_ever: took longer than 2 s"
+        assert row["error"] == (reason if is_stuck else None)
+        assert row["completion"] is not None
+    never.set()
 
 
 class IdleEngine:

@@ -1,5 +1,6 @@
 """Checks: what must pass, what must fail, and nothing hostile raises or takes long."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def make_sample(
 
 
 def run_check(check: CheckConfig, sample: Sample) -> CheckResult:
-    (result,) = run_checks([check], sample)
+    (result,) = asyncio.run(run_checks([check], sample))
     assert result.name == check.kind
     return result
 
@@ -162,7 +163,7 @@ def test_all_checks_are_run_in_order_even_after_one_has_failed() -> None:
         RegexCheckConfig(kind="regex", pattern="fine"),
         LengthCheckConfig(kind="length"),
     ]
-    results = run_checks(checks, make_sample())
+    results = asyncio.run(run_checks(checks, make_sample()))
     assert [(r.name, r.passed) for r in results] == [
         ("length", False),
         ("regex", True),
@@ -468,6 +469,19 @@ def wrong(sample: Sample) -> Any:
     return 1
 
 
+class Unspeakable(BaseException):
+    def __str__(self) -> str:
+        raise self
+
+
+def unspeakable(sample: Sample) -> Any:
+    raise Unspeakable
+
+
+def stopping(sample: Sample) -> Any:
+    raise StopIteration
+
+
 @pytest.mark.parametrize(
     ("function", "passed", "detail"),
     [
@@ -476,6 +490,8 @@ def wrong(sample: Sample) -> Any:
         ("raising", False, r"KeyError: "),
         ("leaving", False, "SystemExit: 'done'"),
         ("wrong", False, "must return a bool, or a bool and a text; it gave 1"),
+        ("unspeakable", False, "Unspeakable"),
+        ("stopping", False, "StopIteration: ''"),
         ("missing", False, "has no attribute 'missing'"),
     ],
 )
@@ -552,7 +568,7 @@ def test_hostile_text_is_checked_in_time_and_raises_nothing(
 @settings(max_examples=30, deadline=None)
 def test_no_text_makes_a_check_raise(completion: str, source: str) -> None:
     sample = make_sample(completion, source=source, siblings=[source])
-    for result in run_checks(EACH_KIND, sample):
+    for result in asyncio.run(run_checks(EACH_KIND, sample)):
         check_is_harmless(result)
 
 
