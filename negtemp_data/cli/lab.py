@@ -9,6 +9,7 @@ import click
 
 from negtemp_data.cli.groups import SuggestingGroup
 from negtemp_data.cli.options import gather_overrides, job_argument, json_option, print_json
+from negtemp_data.cli.recovery import recovery
 from negtemp_data.cli.run import interrupt
 from negtemp_data.jobspec import load_job
 
@@ -20,6 +21,9 @@ from negtemp_data.jobspec import load_job
 )
 def command() -> None:
     """Experiments on models, each an example of what to measure before a long run."""
+
+
+command.add_command(recovery)
 
 
 @command.command(epilog="Example:  negtemp lab judge jobs/judge.yaml --prompts 200 --out out/lab")

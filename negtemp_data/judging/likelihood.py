@@ -14,7 +14,7 @@ character with one.
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,47 @@ if TYPE_CHECKING:
 _NO_REQUEST = "Write something."
 
 
+class Reading(NamedTuple):
+    """A completion as a model reads it, in that model's own T tokens."""
+
+    logprobs_T: NDArray[np.float64]
+    end: float
+    """Log-probability of ending where it ends."""
+    spans: list[tuple[int, int]]
+    """Characters of each token."""
+
+
+class LikelihoodReader:
+    """Reads completions with a model that need not have written them."""
+
+    def __init__(self, engine: JudgingEngine, encoder: "PromptEncoder") -> None:
+        """Takes the model's engine and encoder."""
+        self._engine = engine
+        self._encoder = encoder
+
+    async def read(self, request: str, completion: str) -> Reading:
+        """The completion as an answer to the request.
+
+        Raises:
+            JudgeError: It does not fit into the model's context, or the engine refused it.
+        """
+        # A base model sees request and answer as paragraphs of one text.
+        text = request if self._engine.tokenizer.chat_template else f"{request}\n\n"
+        prompt = self._encoder.encode_chat([{"role": "user", "content": text}])
+        token_ids, spans = self._encoder.encode_with_spans(completion)
+        asked = prompt + token_ids + [self._engine.tokenizer.eos_token_id]
+        answer = await ask(self._engine, Question("likelihood", asked), "likelihood")
+        if answer.prompt_logprobs is None or len(answer.prompt_logprobs) != len(asked):
+            raise JudgeError("likelihood: the engine gave no log-probabilities of the prompt")
+        logprobs = answer.prompt_logprobs[len(prompt) :].astype(np.float64)
+        return Reading(logprobs[:-1], float(logprobs[-1]), spans)
+
+
+def text_length(tokenizer: Any, token_ids: Sequence[int]) -> int:
+    """Characters of the text that these tokens are."""
+    return len(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
 class LikelihoodJudge:
     """Scores completions by a model that did not write them."""
 
@@ -44,15 +85,14 @@ class LikelihoodJudge:
     ) -> None:
         """Takes the judge's engine and encoder, and the tokenizer that the samples are in."""
         self._config = config
-        self._engine = engine
-        self._encoder = encoder
+        self._reader = LikelihoodReader(engine, encoder)
         self._generator_tokenizer = generator_tokenizer
 
     async def judge(self, sample: Sample) -> Judgement | None:
         """See `Judge`. Of the twin itself `twin` says nothing."""
         if self._config.measure == "end":
-            logprobs, _ = await self._read(sample.request, sample.completion)
-            return self._conclude(float(logprobs[-1]))
+            reading = await self._reader.read(sample.request, sample.completion)
+            return self._conclude(reading.end)
         injected = self._injected(sample)
         if self._config.measure == "text":
             return self._conclude(await self._mean(sample.request, sample.completion, injected))
@@ -74,32 +114,17 @@ class LikelihoodJudge:
     async def _mean(
         self, request: str, completion: str, left_out: Sequence[tuple[int, int]]
     ) -> float:
-        logprobs, spans = await self._read(request, completion)
-        kept = logprobs[:-1][~_overlap(spans, left_out)]
+        reading = await self._reader.read(request, completion)
+        kept = reading.logprobs_T[~_overlap(reading.spans, left_out)]
         if not kept.size:
             raise JudgeError("likelihood: the completion has no token that was not injected")
         return float(kept.mean())
-
-    async def _read(
-        self, request: str, completion: str
-    ) -> tuple[NDArray[np.float64], list[tuple[int, int]]]:
-        """Log-probabilities of the completion's tokens and of its end, and the tokens' spans."""
-        # A base model sees request and answer as paragraphs of one text.
-        text = request if self._engine.tokenizer.chat_template else f"{request}\n\n"
-        prompt = self._encoder.encode_chat([{"role": "user", "content": text}])
-        token_ids, spans = self._encoder.encode_with_spans(completion)
-        asked = prompt + token_ids + [self._engine.tokenizer.eos_token_id]
-        answer = await ask(self._engine, Question("likelihood", asked), "likelihood")
-        if answer.prompt_logprobs is None or len(answer.prompt_logprobs) != len(asked):
-            raise JudgeError("likelihood: the engine gave no log-probabilities of the prompt")
-        return answer.prompt_logprobs[len(prompt) :].astype(np.float64), spans
 
     def _injected(self, sample: Sample) -> list[tuple[int, int]]:
         """Characters of the injected tokens."""
 
         def length(end: int) -> int:
-            ids = list(sample.token_ids[:end])
-            return len(self._generator_tokenizer.decode(ids, skip_special_tokens=True))
+            return text_length(self._generator_tokenizer, sample.token_ids[:end])
 
         return [(length(position), length(position + 1)) for position in sample.injected]
 

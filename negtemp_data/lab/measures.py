@@ -1,7 +1,7 @@
 """How well scores tell good from bad, with intervals.
 
 The unit of resampling is the prompt, since the samples of one prompt are not independent. Shapes: P
-prompts.
+prompts, B resamples, K quantities.
 """
 
 from collections.abc import Sequence
@@ -62,6 +62,40 @@ def paired_interval(good_P: Scores, bad_P: Scores) -> Interval:
 
 def _resampled(n_prompts: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(n_prompts, size=(_RESAMPLES, n_prompts))
+
+
+class PromptMeans:
+    """Means of K quantities over prompts that pass by one at a time, and their bootstrap.
+
+    Each prompt counts Poisson(1) times in each resample, so only sums are kept, however many
+    prompts there are. Source: Chamandy et al., Estimating Uncertainty for Massive Data Streams
+    (2012).
+    """
+
+    def __init__(self, n_means: int) -> None:
+        """No prompt yet."""
+        self._generator = np.random.default_rng(0)
+        # The first row is no resample: there each prompt counts once.
+        self._sums_BK = np.zeros((1 + _RESAMPLES, n_means))
+        self._counts_BK = np.zeros((1 + _RESAMPLES, n_means))
+
+    def add(self, sums_K: Scores, counts_K: NDArray[np.int64]) -> None:
+        """Takes one prompt's sum of each quantity, and how many values are in it."""
+        weights_B = np.concatenate([[1], self._generator.poisson(size=_RESAMPLES)])
+        self._sums_BK += weights_B[:, None] * sums_K
+        self._counts_BK += weights_B[:, None] * counts_K
+
+    def means_BK(self) -> Scores:
+        """The means, in the first row those of all prompts; nan where there is no value."""
+        means_BK = np.full_like(self._sums_BK, np.nan)
+        np.divide(self._sums_BK, self._counts_BK, out=means_BK, where=self._counts_BK > 0)
+        return means_BK
+
+
+def resampled_interval(values_B: Scores) -> Interval:
+    """From the estimate and, behind it, its resamples; any of them may be inf, or nan for none."""
+    low, high = np.nanquantile(values_B[1:], [0.025, 0.975], method="inverted_cdf").tolist()
+    return Interval(float(values_B[0]), low, high)
 
 
 def calibration_error(good: Scores, bad: Scores) -> float:
