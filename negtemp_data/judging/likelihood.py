@@ -108,6 +108,8 @@ class LikelihoodJudge:
         return self._conclude(own - other)
 
     def _conclude(self, score: float) -> Judgement:
+        if not np.isfinite(score):
+            raise JudgeError(f"likelihood: the model gave {score}")
         part = CriterionScore(self._config.measure, score, None)
         return Judgement((part,), score, score >= self._config.accept_at)
 
