@@ -6,6 +6,7 @@ Prints a Markdown table: quantiles by arm of each measure, AUC against the contr
 each arm that passes the quickstart's thresholds.
 """
 
+import asyncio
 import sys
 from collections import defaultdict
 
@@ -35,7 +36,7 @@ def main(folder: str) -> None:
             logprobs=np.asarray(row["logprobs"], dtype=np.float32),
             injected=[injection["position"] for injection in row["injections"]],
         )
-        checked = all(check.passed for check in run_checks(quickstart.checks, sample))
+        checked = all(check.passed for check in asyncio.run(run_checks(quickstart.checks, sample)))
         arm = values[row["arm"]]
         arm["perplexity"].append(perplexity(sample.logprobs, sample.injected))
         arm["score"].append(row["score"])

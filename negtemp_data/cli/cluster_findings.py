@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from negtemp_data.cli.findings import Finding
+from negtemp_data.cli.findings import PIP, Finding
 from negtemp_data.errors import ClusterError
 
 _OLDEST_RAY = (2, 58)
@@ -38,4 +38,4 @@ def _compare(cluster: str, own: str) -> Finding:
         mend = f"pip install 'ray[data,default]=={own}' on the cluster's machines, and restart it"
         return Finding("problem", what, mend)
     what += "; submit works, `run --address` wants the same"
-    return Finding("warning", what, f"pip install 'ray[data,default]=={cluster}' here")
+    return Finding("warning", what, f"{PIP} install 'ray[data,default]=={cluster}'")

