@@ -42,14 +42,14 @@ from negtemp_data.storage import Output, read_rows
 
 CLIENTS = Path(__file__).with_name("peers")
 MODEL = "smollm2-135m-instruct"
-PROMPTS = 120
+PROMPTS = 128
 MAX_TOKENS = 48
 TEMPERATURE = 0.8
 SAMPLES = 1
 ENGINE = {**machine_defaults(True), "max_model_len": 1024, "max_num_seqs": 32}
 IN_FLIGHT = 50  # distilabel's own batch size; more than the engine takes at once
 BLOCK_ROWS = 32  # ray.data.llm's own batch size
-AGAIN_TIMEOUT_S = 120
+AGAIN_TIMEOUT_S = 90
 JOB = f"""
 version: 1
 name: peers
@@ -67,7 +67,7 @@ output: {{path: OUT}}
 FIRST_ROWS = {
     "negtemp": "out/_run/wip/*/*.arrow",
     "ray.data.llm": "parquet/*.parquet",
-    "distilabel": "cache/*/*/data/steps_outputs/*/*.parquet",
+    "distilabel": "cache/*/*/executions/*/data/steps_outputs/*/*.parquet",
     "curator": "cache/*/responses_0.jsonl",
 }
 SIDES = tuple(FIRST_ROWS)
@@ -297,16 +297,18 @@ def run_whole(side, folder, rows, planned):
 
 
 def run_killed(side, folder, rows, planned):
+    def requests():
+        return [request for request in read_log(folder) if request["prompt"] in planned]
+
     with started(side, folder) as process:
-        while len(finished(read_log(folder))) < len(rows) / 2:
+        while len(finished(requests())) < len(rows) / 2:
             if process.poll() is not None:
                 sys.exit(f"{side} ended early:\n{(folder / 'command.log').read_text()[-4000:]}")
             time.sleep(0.1)
-        log = read_log(folder)
+        log = requests()
     found = {"at_kill": len(finished(log)), "in_flight": in_flight(log)}
-    if side in SERVED:
-        while in_flight(read_log(folder)):  # the server notices that its client is gone
-            time.sleep(0.1)
+    while side in SERVED and in_flight(requests()):
+        time.sleep(0.1)  # the server notices that its client is gone
     started_at = time.time()
     with started(side, folder, again=True) as process:
         try:
@@ -314,7 +316,7 @@ def run_killed(side, folder, rows, planned):
         except subprocess.TimeoutExpired:
             found["exit"] = f"none after {AGAIN_TIMEOUT_S} s"
     found["again_s"] = time.time() - started_at
-    again = [request for request in read_log(folder) if request["time"] > started_at]
+    again = [request for request in requests() if request["time"] > started_at]
     found["again_requests"] = sum(request["event"] == "added" for request in again)
     return found | account(side, folder, rows, planned)
 
@@ -339,11 +341,11 @@ def measure(side, root, rows, planned):
         (folder / "job.json").write_text(json.dumps(job))
         clear(side, folder)
         whole = run_whole(side, folder, rows, planned)
+        (folder / "whole.json").write_text(json.dumps(whole, indent=1))
         clear(side, folder)
         killed = run_killed(side, folder, rows, planned)
-    found = {"side": side, "whole": whole, "killed": killed}
-    (folder / "result.json").write_text(json.dumps(found, indent=1))
-    return found
+    (folder / "killed.json").write_text(json.dumps(killed, indent=1))
+    return {"side": side, "whole": whole, "killed": killed}
 
 
 def print_tables(results):
