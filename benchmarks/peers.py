@@ -1,7 +1,7 @@
 """Peers on the same work: how fast, and what a `kill -9` midway costs.
 
     python benchmarks/peers.py
-    python benchmarks/peers.py --sides distilabel curator
+    python benchmarks/peers.py --sides distilabel --parts killed
 
 The same prompts, limits, model and engine arguments go through `negtemp run` (no judge, a plain
 base schedule), `ray.data.llm` with row checkpoints, and distilabel and Bespoke Curator as clients
@@ -49,7 +49,7 @@ SAMPLES = 1
 ENGINE = {**machine_defaults(True), "max_model_len": 1024, "max_num_seqs": 32}
 IN_FLIGHT = 50  # distilabel's own batch size; more than the engine takes at once
 BLOCK_ROWS = 32  # ray.data.llm's own batch size
-AGAIN_TIMEOUT_S = 90
+IDLE_S = 90  # a command that gives its engine nothing for so long is given up
 JOB = f"""
 version: 1
 name: peers
@@ -300,28 +300,35 @@ def run_killed(side, folder, rows, planned):
     def requests():
         return [request for request in read_log(folder) if request["prompt"] in planned]
 
+    found = {}
     with started(side, folder) as process:
         while len(finished(requests())) < len(rows) / 2:
             if process.poll() is not None:
                 sys.exit(f"{side} ended early:\n{(folder / 'command.log').read_text()[-4000:]}")
             time.sleep(0.1)
-        log = requests()
-    found = {"at_kill": len(finished(log)), "in_flight": in_flight(log)}
+        found["at_kill"] = len(finished(requests()))
+        found["in_flight"] = in_flight(requests())
     while side in SERVED and in_flight(requests()):
         time.sleep(0.1)  # the server notices that its client is gone
     started_at = time.time()
     with started(side, folder, again=True) as process:
-        try:
-            found["exit"] = process.wait(AGAIN_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            found["exit"] = f"none after {AGAIN_TIMEOUT_S} s"
+        log = folder / "requests.jsonl"
+        while (
+            process.poll() is None and time.time() - max(started_at, log.stat().st_mtime) < IDLE_S
+        ):
+            time.sleep(0.1)
+        found["exit"] = f"none, idle {IDLE_S} s" if process.poll() is None else process.returncode
     found["again_s"] = time.time() - started_at
     again = [request for request in requests() if request["time"] > started_at]
     found["again_requests"] = sum(request["event"] == "added" for request in again)
     return found | account(side, folder, rows, planned)
 
 
-def measure(side, root, rows, planned):
+PARTS = {"whole": run_whole, "killed": run_killed}
+
+
+def measure(side, parts, root, rows, planned):
+    found = {"side": side}
     folder = Path(tempfile.mkdtemp(prefix=f"{side}-", dir=root))
     (folder / "job.yaml").write_text(JOB.replace("OUT", str(folder / "out")))
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -339,16 +346,14 @@ def measure(side, root, rows, planned):
             "block_rows": BLOCK_ROWS,
         }
         (folder / "job.json").write_text(json.dumps(job))
-        clear(side, folder)
-        whole = run_whole(side, folder, rows, planned)
-        (folder / "whole.json").write_text(json.dumps(whole, indent=1))
-        clear(side, folder)
-        killed = run_killed(side, folder, rows, planned)
-    (folder / "killed.json").write_text(json.dumps(killed, indent=1))
-    return {"side": side, "whole": whole, "killed": killed}
+        for part in parts:
+            clear(side, folder)
+            found[part] = PARTS[part](side, folder, rows, planned)
+            (folder / f"{part}.json").write_text(json.dumps(found[part], indent=1))
+    return found
 
 
-def print_tables(results):
+def print_whole(results):
     print(
         "| round | side | rows | tokens | s | rows/s | tokens/s | first row kept, s | command, s |"
     )
@@ -362,7 +367,9 @@ def print_tables(results):
             f"| {whole['tokens'] / whole['work_s']:,.0f} "
             f"| {'–' if first is None else f'{first:.1f}'} | {whole['command_s']:.1f} |"
         )
-    print()
+
+
+def print_killed(results):
     print(
         "| round | side | finished at the kill | in flight | second command: exit code | s "
         "| its requests | rows lost | repeated | duplicates | other requests |"
@@ -382,6 +389,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="peers-"))
     job = root / "job.yaml"
@@ -392,8 +400,12 @@ def main():
         cut = round_ % len(options.sides)
         for side in options.sides[cut:] + options.sides[:cut]:
             print(f"round {round_ + 1}: {side}", file=sys.stderr, flush=True)
-            results.append((round_ + 1, measure(side, root, rows, planned)))
-    print_tables(results)
+            results.append((round_ + 1, measure(side, options.parts, root, rows, planned)))
+    if "whole" in options.parts:
+        print_whole(results)
+        print()
+    if "killed" in options.parts:
+        print_killed(results)
     print(f"\nlogs and results: {root}", file=sys.stderr)
 
 
