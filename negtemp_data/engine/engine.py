@@ -280,13 +280,9 @@ def check_schedules(engine: Engine, schedules: Mapping[str, Schedule]) -> None:
 
 
 def _start(spec: EngineSpec) -> "LLMEngine":
-    import torch  # noqa: PLC0415
-
     prepare_environment(spec.is_cpu)
     if spec.is_cpu:
-        # Ray allows a worker one thread (OMP_NUM_THREADS); the setting is this thread's own, and
-        # vLLM makes it final when the engine starts.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // spec.replicas))
+        _take_cores(max(1, len(os.sched_getaffinity(0)) // spec.replicas))
     from vllm import EngineArgs, LLMEngine  # noqa: PLC0415
     from vllm.usage.usage_lib import UsageContext  # noqa: PLC0415
 
@@ -303,6 +299,25 @@ def _start(spec: EngineSpec) -> "LLMEngine":
         # is known only now.
         config.model_config.logits_processors = [processor_for(config)]
     return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+
+
+def _take_cores(n_threads: int) -> None:
+    """Gives this thread a pool of OpenMP threads, and other threads none.
+
+    Ray allows a worker one thread (OMP_NUM_THREADS). The number is each thread's own, and vLLM
+    makes it final when the engine starts. With more pool threads than cores libgomp lets them sleep
+    between any two operations, and waking them costs more than many operations take.
+    """
+    import torch  # noqa: PLC0415
+
+    # vLLM replaces torch.set_num_threads, which another engine of this process would call.
+    set_num_threads = torch._C.set_num_threads
+    set_num_threads(n_threads)
+    # A thread takes over the last number set anywhere when it first asks; this one asks now.
+    torch.get_num_threads()
+    others = threading.Thread(target=set_num_threads, args=(1,))
+    others.start()
+    others.join()
 
 
 def processor_for(config: "VllmConfig") -> str:

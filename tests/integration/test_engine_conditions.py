@@ -7,6 +7,7 @@ token at any batch size, so every difference is an error.
 import json
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -449,3 +450,11 @@ def test_refused_requests_fail_alone(tiny_engine, plain):
     for future in expected_failures:
         with pytest.raises(GenerationError, match="refused"):
             future.result()
+
+
+def test_no_thread_but_the_engines_own_gets_a_pool(tiny_engine):
+    import torch
+
+    # In a thread that asks for the first time; the main one may have asked before.
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 1
