@@ -85,3 +85,52 @@ def test_a_sample_without_a_label_is_refused_with_its_line(job, negtemp, tmp_pat
     done = negtemp("lab", "judge", str(job), "--samples", str(samples))
     assert done.returncode == 2
     assert "samples.jsonl, line 2: must be an object" in done.stderr
+
+
+RECOVERY_JOB = """
+version: 1
+name: recovering
+seed: 3
+prompts: {{source: {prompts}, id: id}}
+generate:
+  model: {model}
+  max_tokens: 40
+  min_tokens: 40
+  samples: {{control: 1, negative: 1}}
+  engine: {{dtype: float32, max_model_len: 1024}}
+schedules:
+  control: {{base: {{temperature: 0.8}}}}
+  negative:
+    base: {{temperature: 0.8}}
+    inject: [{{when: {{every: 12, start: 4}}, temperature: -1.0, support: all}}]
+output: {{path: {out}, shard_rows: 8}}
+"""
+
+
+@pytest.mark.slow
+def test_the_recovery_of_an_output_is_measured_by_its_generator_and_by_another_model(
+    job, negtemp, tiny_model, tmp_path
+):
+    out = str(tmp_path / "out")
+    job.write_text(
+        RECOVERY_JOB.format(prompts=tmp_path / "prompts.jsonl", model=tiny_model, out=out)
+    )
+    done = negtemp("run", str(job))
+    assert done.returncode == 0, done.stderr
+    recorded = json.loads(negtemp("lab", "recovery", out, "--json").stdout)
+    found = recorded["arms"]["negative"]
+    assert (found["n_prompts"], found["n_injections"]) == (16, 48)
+    # Eleven tokens lie between two injections that are twelve apart.
+    assert [point["k"] for point in found["points"]] == list(range(1, 12))
+    assert all(point["n"] == 48 for point in found["points"])
+    done = negtemp("lab", "recovery", out, "--json", "--model", "smollm2-135m-instruct")
+    assert done.returncode == 0, done.stderr
+    read = json.loads(done.stdout)
+    assert not read["is_generator"]
+    found = read["arms"]["negative"]
+    assert (found["n_unread"], found["n_prompts"]) == (0, 16)
+    # To a model that reads, the random model's text is as improbable everywhere.
+    assert found["points"][0]["surprise"] > 5
+    done = negtemp("lab", "recovery", out, "--model", tiny_model)
+    assert done.returncode == 2
+    assert "is the generator" in done.stderr
