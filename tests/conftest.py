@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from s3_server import S3Server, serve_s3
+from small_model import two_layers
 
 _HERE = Path(__file__).parent
 
@@ -39,17 +40,13 @@ def tiny_model(smol_model: str, tmp_path_factory: pytest.TempPathFactory) -> str
     Its output layer is scaled so that the logits spread about as those of a trained model.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=49152,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
+        two_layers(
+            49152,
             max_position_embeddings=2048,
             tie_word_embeddings=False,
             bos_token_id=1,

@@ -1,6 +1,7 @@
 """A random model of a few hundred tokens, for engines that are slow per token of the vocabulary."""
 
 from pathlib import Path
+from typing import Any
 
 WORDS = [
     "a", "I", "is", "it", "of", "to", "cat", "dog", "fox", "and", "the", "rain", "runs", "think",
@@ -32,22 +33,32 @@ def write_tokenizer(folder: Path) -> int:
     return len(vocabulary)
 
 
+def two_layers(vocab_size: int, **settings: Any) -> Any:
+    """The configuration of a Llama of two small layers."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        **settings,
+    )
+
+
 def write_model(folder: Path) -> str:
     """Writes tokenizer and weights into `folder`; its path.
 
     The logits are as wide as the next multiple of 64, so some ids are no tokens.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     width = -(-write_tokenizer(folder) // 64) * 64
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=width,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
+    config = two_layers(
+        width,
         max_position_embeddings=1024,
         tie_word_embeddings=False,
         bos_token_id=0,

@@ -5,7 +5,6 @@ terminal, and rich's markup is never interpreted in it.
 """
 
 import time
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TextIO
@@ -17,6 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from negtemp_data.cli.options import safe_text
 from negtemp_data.pipeline.progress import Progress
 from negtemp_data.pipeline.snapshot import Snapshot
 from negtemp_data.storage import Totals
@@ -27,14 +27,6 @@ _QUIET_S = 30.0
 """Seconds without a sign of life from which they are shown."""
 
 INJECTED_STYLE = "bold black on yellow"
-
-
-def safe_text(text: str) -> str:
-    """`text` without control characters, newlines and tabs excepted."""
-    return "".join(
-        char if char in "\n\t" or unicodedata.category(char)[0] != "C" else "\ufffd"
-        for char in text
-    )
 
 
 class RunDisplay:

@@ -2,8 +2,7 @@
 
 import click
 
-from negtemp_data.cli.jobs import address_option
-from negtemp_data.cli.options import json_option, print_json
+from negtemp_data.cli.options import address_option, json_option, print_json, safe_text
 
 
 @click.command(
@@ -19,7 +18,6 @@ def command(job_file: str | None, address: str | None, as_json: bool) -> None:
     line is ok, a warning or a problem, with the command that mends it.
     """
     from negtemp_data.cli.cluster_findings import cluster_findings  # noqa: PLC0415
-    from negtemp_data.cli.display import safe_text  # noqa: PLC0415
     from negtemp_data.cli.findings import machine_findings  # noqa: PLC0415
     from negtemp_data.cli.job_findings import job_findings  # noqa: PLC0415
     from negtemp_data.jobspec import load_job  # noqa: PLC0415

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from negtemp_data.errors import ModelError
 _VLLM_VERSION = "0.32.0"
 """The version that the tests run with."""
 
-PIP = f"{sys.executable} -m pip"
+PIP = f"{shlex.quote(sys.executable)} -m pip"
 """The pip of this very environment, activated or not."""
 
 _DISK_WANTED_GIB, _DISK_NEEDED_GIB = 5.0, 1.0

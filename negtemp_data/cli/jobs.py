@@ -9,7 +9,7 @@ import click
 
 from negtemp_data import api
 from negtemp_data.cli.groups import SuggestingGroup
-from negtemp_data.cli.options import json_option, print_json
+from negtemp_data.cli.options import address_option, json_option, print_json, safe_text
 
 if TYPE_CHECKING:
     from negtemp_data.cluster.jobs import Cluster, JobState
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 EXIT_STOPPED = 130
 """A job that was stopped, as a run that was interrupted."""
 
-address_option = click.option(
-    "--address",
-    metavar="URL",
-    help="Dashboard of the Ray cluster, http://HOST:8265. Default: RAY_API_SERVER_ADDRESS or "
-    "RAY_ADDRESS. RAY_JOB_HEADERS and RAY_AUTH_MODE are honoured.",
-)
 working_dir_option = click.option(
     "--working-dir",
     metavar="DIR",
@@ -88,7 +82,7 @@ def show_logs(job_id: str, address: str | None, follow: bool) -> None:
     if follow:
         follow_job(cluster, job_id)
     else:
-        click.echo(_clean(cluster.logs(job_id)), nl=False)
+        click.echo(safe_text(cluster.logs(job_id)), nl=False)
 
 
 @command.command("stop", epilog="Example:  negtemp jobs stop ID --address http://HOST:8265")
@@ -129,7 +123,7 @@ def follow_job(cluster: "Cluster", job_id: str) -> None:
     """Prints a job's output until it ends, and exits with its code."""
     try:
         for text in cluster.follow(job_id):
-            click.echo(_clean(text), nl=False)
+            click.echo(safe_text(text), nl=False)
     except KeyboardInterrupt:
         click.echo(f"\n{job_id} goes on; `negtemp jobs stop {job_id}` stops it.", err=True)
         raise
@@ -137,17 +131,10 @@ def follow_job(cluster: "Cluster", job_id: str) -> None:
     if state.status == "SUCCEEDED":
         return
     message = state.message.strip().splitlines() or [""]
-    click.echo(_clean(f"{job_id}: {state.status}. {message[0]}"), err=True)
+    click.echo(safe_text(f"{job_id}: {state.status}. {message[0]}"), err=True)
     click.echo(f"Go on with: negtemp jobs resume {job_id}", err=True)
     code = EXIT_STOPPED if state.status == "STOPPED" else state.exit_code or 1
     raise click.exceptions.Exit(code)
-
-
-def _clean(text: str) -> str:
-    """A job's output may hold what a model wrote."""
-    from negtemp_data.cli.display import safe_text  # noqa: PLC0415
-
-    return safe_text(text)
 
 
 def _when(seconds: float | None) -> str:

@@ -2,12 +2,20 @@
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+address_option = click.option(
+    "--address",
+    metavar="URL",
+    help="Dashboard of the Ray cluster, http://HOST:8265. Default: RAY_API_SERVER_ADDRESS or "
+    "RAY_ADDRESS. RAY_JOB_HEADERS and RAY_AUTH_MODE are honoured.",
+)
 
 
 def job_argument(function: F) -> F:
@@ -48,6 +56,14 @@ def gather_overrides(overrides: tuple[str, ...], limit: int | None, out: str | N
     if out is not None:
         changes.append(f"output.path={json.dumps(out)}")
     return changes
+
+
+def safe_text(text: str) -> str:
+    """`text` without control characters, newlines and tabs excepted."""
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char)[0] != "C" else "\ufffd"
+        for char in text
+    )
 
 
 def print_json(data: Any) -> None:

@@ -12,7 +12,13 @@ from negtemp_data.cli.costs import (
     memory_lines,
     run_calibration,
 )
-from negtemp_data.cli.options import gather_overrides, job_argument, json_option, print_json
+from negtemp_data.cli.options import (
+    gather_overrides,
+    job_argument,
+    json_option,
+    print_json,
+    safe_text,
+)
 from negtemp_data.errors import ModelError, PromptError, quote
 from negtemp_data.jobspec import Job, load_job
 from negtemp_data.prompts import Prompt, planned_ids, prompts_per_shard, read_prompts, row_seed
@@ -210,6 +216,4 @@ def _print_summary(job: Job, summary: dict[str, Any]) -> None:
 
 def _echo(text: str) -> None:
     """Prints text that may hold what others wrote."""
-    from negtemp_data.cli.display import safe_text  # noqa: PLC0415
-
     click.echo(safe_text(text))

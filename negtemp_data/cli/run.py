@@ -16,6 +16,7 @@ from negtemp_data.cli.options import (
     job_argument,
     json_option,
     print_json,
+    safe_text,
     short_path,
 )
 from negtemp_data.jobspec import Job, load_job
@@ -189,7 +190,7 @@ def _show_twins(job: Job, output: Any, console: Any) -> None:
     """A control sample beside its twin, where the job has both."""
     from rich.text import Text  # noqa: PLC0415
 
-    from negtemp_data.cli.display import marked_completion, safe_text, side_by_side  # noqa: PLC0415
+    from negtemp_data.cli.display import marked_completion, side_by_side  # noqa: PLC0415
     from negtemp_data.cli.show import pieces_of  # noqa: PLC0415
     from negtemp_data.storage import read_rows  # noqa: PLC0415
 

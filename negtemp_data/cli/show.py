@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from negtemp_data import api
-from negtemp_data.cli.options import json_option, output_argument
+from negtemp_data.cli.options import json_option, output_argument, safe_text
 from negtemp_data.jobspec import Job
 from negtemp_data.storage import Output, read_rows
 
@@ -68,13 +68,12 @@ def pieces_of(job: Job, row: Mapping[str, Any]) -> list[str] | None:
 def _print_row(console: Any, job: Job, row: Mapping[str, Any]) -> None:
     from rich.text import Text  # noqa: PLC0415
 
-    from negtemp_data.cli.display import marked_completion, safe_text  # noqa: PLC0415
+    from negtemp_data.cli.display import marked_completion  # noqa: PLC0415
+    from negtemp_data.prompts import request_text  # noqa: PLC0415
 
     score = "" if row["score"] is None else f", score {row['score']:.2f}"
     console.print(Text(f"── {safe_text(row['id'])} · {row['status']}{score}", style="bold"))
-    request = row["prompt"] or "\n".join(
-        f"{message['role']}: {message['content']}" for message in row["messages"] or ()
-    )
+    request = request_text(row["prompt"], row["messages"])
     console.print(Text(safe_text(request[:1000]), style="dim"))
     if row["error"] is not None:
         console.print(Text(f"Error: {safe_text(row['error'])}", style="red"))

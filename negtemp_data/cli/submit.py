@@ -6,8 +6,14 @@ from typing import Any
 import click
 
 from negtemp_data import api
-from negtemp_data.cli.jobs import address_option, follow_job, working_dir_option
-from negtemp_data.cli.options import gather_overrides, job_argument, json_option, print_json
+from negtemp_data.cli.jobs import follow_job, working_dir_option
+from negtemp_data.cli.options import (
+    address_option,
+    gather_overrides,
+    job_argument,
+    json_option,
+    print_json,
+)
 from negtemp_data.errors import quote
 from negtemp_data.jobspec import load_job
 

@@ -4,7 +4,13 @@ from itertools import islice
 
 import click
 
-from negtemp_data.cli.options import gather_overrides, job_argument, json_option, print_json
+from negtemp_data.cli.options import (
+    gather_overrides,
+    job_argument,
+    json_option,
+    print_json,
+    safe_text,
+)
 from negtemp_data.errors import ModelError
 from negtemp_data.jobspec import load_job
 
@@ -21,7 +27,6 @@ def command(
 
     Reads the first 1,000 prompts; `negtemp plan` reads them all.
     """
-    from negtemp_data.cli.display import safe_text  # noqa: PLC0415
     from negtemp_data.engine.adapter import is_known_adapter  # noqa: PLC0415
     from negtemp_data.engine.arguments import check_engine_arguments  # noqa: PLC0415
     from negtemp_data.engine.catalogue import is_known  # noqa: PLC0415

@@ -89,6 +89,7 @@ class Engine:
         self._lora_path = spec.lora_path
         self._inbox: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
         self._open: dict[str, _Submission] = {}
+        # Prompt tokens of each request that has no place in the batch yet.
         self._waiting: deque[int] = deque()
         self._n_requests = 0
         self._death: EngineDeadError | None = None
@@ -305,8 +306,8 @@ def _take_cores(n_threads: int) -> None:
     """Gives this thread a pool of OpenMP threads, and other threads none.
 
     Ray allows a worker one thread (OMP_NUM_THREADS). The number is each thread's own, and vLLM
-    makes it final when the engine starts. With more pool threads than cores libgomp lets them sleep
-    between any two operations, and waking them costs more than many operations take.
+    makes it final when the engine starts. With more pool threads than cores libgomp hardly lets
+    them spin (GOMP_SPINCOUNT in its manual), and waking them costs more than many operations take.
     """
     import torch  # noqa: PLC0415
 

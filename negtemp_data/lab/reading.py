@@ -23,6 +23,7 @@ from negtemp_data.errors import RequestError
 from negtemp_data.jobspec import Job
 from negtemp_data.judging.likelihood import LikelihoodReader, text_length
 from negtemp_data.lab.measures import Scores
+from negtemp_data.prompts import request_text
 from negtemp_data.storage import Output
 
 Row = dict[str, Any]
@@ -80,19 +81,15 @@ class ModelReader:
 
     async def read(self, row: Row) -> Reading:
         """See `Reader`."""
-        found = await self._reader.read(_request_of(row), row["completion"])
+        found = await self._reader.read(
+            request_text(row["prompt"], row["messages"]), row["completion"]
+        )
         begins_T, ends_T = np.array(found.spans, dtype=np.int64).reshape(-1, 2).T
 
         def offset(n_tokens: int) -> int:
             return text_length(self._tokenizer, row["token_ids"][:n_tokens])
 
         return Reading(-found.logprobs_T, begins_T, ends_T, offset)
-
-
-def _request_of(row: Row) -> str:
-    if row["messages"] is None:
-        return row["prompt"] or ""
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in row["messages"])
 
 
 @contextmanager

@@ -18,7 +18,14 @@ from negtemp_data.engine.tokens import PromptEncoder
 from negtemp_data.errors import JudgeError, RowError
 from negtemp_data.jobspec import Job, NearDuplicateCheckConfig, needs_twin, single_judges
 from negtemp_data.judging import Judge, Sample, Verdict, decide, run_checks
-from negtemp_data.prompts import PlannedRow, Prompt, group_seed, planned_ids, row_seed
+from negtemp_data.prompts import (
+    PlannedRow,
+    Prompt,
+    group_seed,
+    planned_ids,
+    request_text,
+    row_seed,
+)
 from negtemp_data.sampling import Siblings
 from negtemp_data.storage import ATTEMPT_COLUMNS, generated_tokens
 
@@ -285,10 +292,9 @@ def _attempt_of(row: Row) -> Row:
 
 
 def _request_text(prompt: Prompt) -> str:
-    """The prompt as the judge reads it."""
-    if prompt.messages is None:
-        return prompt.text or ""
-    return "\n\n".join(f"{message.role}: {message.content}" for message in prompt.messages)
+    messages = prompt.messages
+    turns = None if messages is None else [message._asdict() for message in messages]
+    return request_text(prompt.text, turns)
 
 
 def _blank_row(

@@ -20,7 +20,7 @@ from negtemp_data.prompts.plan import (
     write_plan,
 )
 from negtemp_data.prompts.readers import read_prompts
-from negtemp_data.prompts.records import Message, Prompt
+from negtemp_data.prompts.records import Message, Prompt, request_text
 from negtemp_data.prompts.rows import MAX_PROMPT_BYTES
 from negtemp_data.prompts.sources import source_digest
 
@@ -36,6 +36,7 @@ __all__ = [
     "prompts_per_shard",
     "read_prompts",
     "read_shard",
+    "request_text",
     "row_seed",
     "source_digest",
     "write_plan",

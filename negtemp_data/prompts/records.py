@@ -3,6 +3,7 @@
 Plain data: they know neither files nor how they were made.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,6 +30,13 @@ class Prompt:
     """The row's other columns as a JSON object, in their order; None: it has no others."""
     error: str | None
     """Why the row can't be used; text and messages are then None."""
+
+
+def request_text(text: str | None, messages: Iterable[Mapping[str, str]] | None) -> str:
+    """A prompt as judges read it: its text, or the turns of its chat, each behind its role."""
+    if messages is None:
+        return text or ""
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 class RawRow(NamedTuple):

@@ -15,6 +15,7 @@ from negtemp_data.judging.reward import RewardJudge
 from negtemp_data.pipeline.judges import LocalEngine
 from negtemp_data.pipeline.maker import Earlier, ShardMaker
 from negtemp_data.storage import rows_to_table
+from small_model import two_layers
 
 pytestmark = pytest.mark.slow
 
@@ -47,18 +48,14 @@ class AskedEngine(LocalEngine):
 def reward_engine(tiny_model, tmp_path_factory):
     """A random reward model with the tiny model's tokenizer."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+    from transformers import AutoTokenizer, LlamaForSequenceClassification
 
     from negtemp_data.engine.engine import Engine, EngineSpec
 
     folder = tmp_path_factory.mktemp("reward")
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
+    config = two_layers(
+        49152,
         max_position_embeddings=2048,
         bos_token_id=1,
         eos_token_id=2,

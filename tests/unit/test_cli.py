@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from negtemp_data.cli.display import describe, marked_completion, safe_text
+from negtemp_data.cli.display import describe, marked_completion
 from negtemp_data.cli.main import COMMANDS, main, negtemp
+from negtemp_data.cli.options import safe_text
 from negtemp_data.engine.compile import compile_schedule
 from negtemp_data.jobspec import load_job, write_job
 from negtemp_data.jobspec.fingerprint import fingerprint_job

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -102,6 +104,18 @@ def test_a_driver_that_does_not_answer_is_a_problem(
     line = find(findings()[1], "nvidia-smi does not work: Driver/library version mismatch")
     assert line["state"] == "problem"
     assert "driver" in line["mend"]
+
+
+@pytest.mark.parametrize("name", ["pyarrow", "ray", "torch", "vllm", "transformers"])
+def test_what_can_not_be_imported_does_not_break_the_doctor(name: str) -> None:
+    code = (
+        f"import sys; sys.modules[{name!r}] = None\n"
+        "from negtemp_data.cli.main import negtemp\n"
+        f"negtemp(['doctor', {str(QUICKSTART)!r}, '--json'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert find(json.loads(done.stdout), "Python ")["state"] == "ok"
 
 
 def test_no_space_is_a_problem(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
