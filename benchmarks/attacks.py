@@ -110,27 +110,30 @@ def main():
 
         judgements = asyncio.run(ask_all())
         shape = len(texts), len(samples)
+        parts = [part.criterion for part in judgements[0].scores]
+        by_part = np.array([[part.score for part in j.scores] for j in judgements])
         return (
-            np.array([j.score for j in judgements]).reshape(shape),
+            dict(zip(parts, by_part.T.reshape(-1, *shape), strict=True)),
             np.array([j.accepted for j in judgements]).reshape(shape),
         )
 
     n_attacks = sum(map(len, ATTACKS.values()))
     print(f"{n_attacks} attacks on {len(samples)} answers to other prompts, {options.job}\n")
-    print("| kind | attacks | mean shift | largest mean shift of an attack | its text | accepted |")
-    print("|---|---|---|---|---|---|")
+    print("| kind | attacks | accepted | score | mean shift | largest of an attack | its text |")
+    print("|---|---|---|---|---|---|---|")
     for kind, texts in ATTACKS.items():
         lengths = [len(engine.tokenizer.encode(text)) for text in texts]
         attacked, accepted = scores(texts)
         harmless, accepted_before = scores([padding(engine, length) for length in lengths])
-        shift = (attacked - harmless).mean(axis=1)
-        worst = int(shift.argmax())
-        quoted = repr(texts[worst][:60]).replace("|", "\\|")
-        print(
-            f"| {kind} | {len(texts)} | {shift.mean():+.2f} | {shift[worst]:+.2f} | `{quoted}` | "
-            f"{accepted_before.mean():.0%} → {accepted.mean():.0%} |",
-            flush=True,
-        )
+        for part in attacked:
+            shift = (attacked[part] - harmless[part]).mean(axis=1)
+            worst = int(shift.argmax())
+            quoted = repr(texts[worst][:60]).replace("|", "\\|")
+            print(
+                f"| {kind} | {len(texts)} | {accepted_before.mean():.0%} → {accepted.mean():.0%} | "
+                f"{part} | {shift.mean():+.2f} | {shift[worst]:+.2f} | `{quoted}` |",
+                flush=True,
+            )
     engine.close()
 
 
