@@ -2,14 +2,12 @@
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from negtemp_data.cli.options import json_option, output_argument, print_json
+from negtemp_data.cli.options import json_option, output_argument, print_json, reading_bar
 
 _SHAPES = ("chat", "text", "messages")
 
@@ -109,7 +107,7 @@ def command(
     )
     if repo is not None:
         check_hub(repo)
-    with _shown_progress(quiet or as_json) as on_progress:
+    with reading_bar(quiet or as_json) as on_progress:
         result = export_output(request, on_progress)
     url = push_folder(request.dest, repo) if repo is not None else None
     if not result.is_complete and not quiet:
@@ -133,20 +131,6 @@ def command(
         )
     elif not quiet:
         _show_end(result, os.path.relpath(request.dest), url)
-
-
-@contextmanager
-def _shown_progress(is_hidden: bool) -> Iterator[Any]:
-    """A bar on a terminal; yields what is told of progress."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress  # noqa: PLC0415
-
-    console = Console(stderr=True, highlight=False)
-    with Progress(
-        console=console, transient=True, disable=is_hidden or not console.is_terminal
-    ) as bar:
-        task = bar.add_task("rows read", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _show_end(result: Any, dest: str, url: str | None) -> None:

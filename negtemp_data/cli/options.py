@@ -3,7 +3,8 @@
 import json
 import os
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -80,3 +81,23 @@ def short_path(path: str | os.PathLike[str]) -> str:
     except FileNotFoundError:  # Ray deletes a job's working directory while the driver still ends
         return os.fspath(path)
     return os.path.abspath(path) if relative.startswith("..") else relative
+
+
+@contextmanager
+def reading_bar(is_hidden: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; yields what is told of rows read, and of rows in all."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
+
+    # A duplicate, because what vLLM prints goes to a file meanwhile.
+    with os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8") as screen:
+        console = Console(file=screen, highlight=False)
+        with Progress(
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=is_hidden or not console.is_terminal,
+        ) as bar:
+            task = bar.add_task("rows read", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)

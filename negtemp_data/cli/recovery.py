@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from negtemp_data import api
-from negtemp_data.cli.options import json_option, output_argument, print_json
+from negtemp_data.cli.options import json_option, output_argument, print_json, reading_bar
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +56,9 @@ def recovery(out: str, n_tokens: int, model: str | None, plot: Path | None, as_j
 
     if plot is not None:
         check_plot(plot)
-    report = measure_recovery(Output(out), api.saved_job(out), n_tokens, model)
+    job = api.saved_job(out)
+    with reading_bar(is_hidden=as_json) as on_progress:
+        report = measure_recovery(Output(out), job, n_tokens, model, on_progress)
     if as_json:
         print_json(asdict(report))
     else:

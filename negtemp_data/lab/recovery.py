@@ -9,7 +9,7 @@ resamples.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice, pairwise
 
@@ -19,7 +19,7 @@ from negtemp_data.errors import RequestError, RowError
 from negtemp_data.jobspec import Job
 from negtemp_data.lab.measures import Interval, PromptMeans, Scores, resampled_interval
 from negtemp_data.lab.reading import Reader, Reading, RecordedReader, Row, model_reader
-from negtemp_data.storage import Output, read_batches
+from negtemp_data.storage import Output, read_batches, read_ledger
 
 _COLUMNS = ["prompt_id", "arm", "sample", "prompt", "messages", "completion", "token_ids"]
 _COLUMNS += ["logprobs", "injections"]
@@ -88,7 +88,11 @@ class RecoveryReport:
 
 
 def measure_recovery(
-    output: Output, job: Job, n_tokens: int, model: str | None = None
+    output: Output,
+    job: Job,
+    n_tokens: int,
+    model: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RecoveryReport:
     """Measures the committed rows of an output.
 
@@ -97,6 +101,7 @@ def measure_recovery(
         job: Its job.
         n_tokens: K, the most tokens after an injection.
         model: Who reads the texts; None: the generator.
+        on_progress: Told now and then: rows read, and rows in all shards.
 
     Raises:
         RequestError: The job has no injections or no twins, nothing is committed, or the model is
@@ -112,14 +117,21 @@ def measure_recovery(
             "generate.samples has no arm without injections, whose samples show what the same "
             "places are like without one; `negtemp run JOB --reuse OLD` adds such an arm."
         )
-    if not output.committed_shards():
+    entries = read_ledger(output)
+    if not entries:
         raise RequestError(f"{output.root}: no shard is committed yet.")
+    n_rows = sum(entry.rows for entry in entries.values())
+
+    def tell(n_read: int) -> None:
+        on_progress(n_read, n_rows)
+
+    shards = list(entries)
     sums = {arm: _ArmSums(n_tokens) for arm in arms}
     if model is None:
-        asyncio.run(_add_prompts(output, control, RecordedReader(), sums))
+        asyncio.run(_add_prompts(_prompts(output, shards), control, RecordedReader(), sums, tell))
     else:
         with model_reader(model, output, job) as reader:
-            asyncio.run(_add_prompts(output, control, reader, sums))
+            asyncio.run(_add_prompts(_prompts(output, shards), control, reader, sums, tell))
     return RecoveryReport(
         reader=model or job.generate.model,
         is_generator=model is None,
@@ -221,9 +233,13 @@ def halved_after(curve_K: Scores) -> float:
 
 
 async def _add_prompts(
-    output: Output, control: str, reader: Reader, sums: Mapping[str, _ArmSums]
+    prompts: Iterator[list[Row]],
+    control: str,
+    reader: Reader,
+    sums: Mapping[str, _ArmSums],
+    tell: Callable[[int], None],
 ) -> None:
-    prompts = _prompts(output)
+    n_read = 0
     while chunk := list(islice(prompts, _PROMPTS_AT_A_TIME)):
         # In their order, so that the resamples are the same each time.
         for compared in await asyncio.gather(
@@ -231,13 +247,15 @@ async def _add_prompts(
         ):
             for arm, of_arm in compared.items():
                 sums[arm].add_prompt(of_arm)
+        n_read += sum(map(len, chunk))
+        tell(n_read)
 
 
-def _prompts(output: Output) -> Iterator[list[Row]]:
+def _prompts(output: Output, shards: Sequence[int]) -> Iterator[list[Row]]:
     """The rows of each prompt; those of one prompt are all in one shard."""
     rows = (
         row
-        for shard in output.committed_shards()
+        for shard in shards
         for batch in read_batches(output, shard)
         for row in batch.select(_COLUMNS).to_pylist()
     )

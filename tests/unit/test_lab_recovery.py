@@ -195,6 +195,15 @@ def test_what_a_run_has_committed_so_far_is_measured(tmp_path: Path) -> None:
     assert excess(measure_recovery(output, make_job(), 4).arms["negative"]) == pytest.approx([2])
 
 
+def test_progress_is_told_up_to_the_last_row(tmp_path: Path) -> None:
+    shards = [same_prompts([9, 3], [0], [1, 1], n_prompts=40) for _ in range(2)]
+    output = write_output(tmp_path, shards)
+    told: list[tuple[int, int]] = []
+    measure_recovery(output, make_job(), 4, on_progress=lambda *rows: told.append(rows))
+    assert told[-1] == (160, 160)
+    assert 1 < len(told) and told == sorted(told)
+
+
 def test_an_output_without_a_shard_is_refused(tmp_path: Path) -> None:
     output = write_output(tmp_path, [], n_planned=3)
     with pytest.raises(RequestError, match="no shard is committed yet"):
@@ -331,10 +340,14 @@ def test_the_generator_by_another_name_is_refused(tmp_path: Path) -> None:
 def test_samples_that_the_model_could_not_read_are_counted(tmp_path: Path) -> None:
     from negtemp_data.lab import recovery
 
-    output = write_output(tmp_path, [same_prompts([9, 3], [0], [1, 1])])
+    rows = same_prompts([9, 3], [0], [1, 1])
+    output = write_output(tmp_path, [rows[:8], rows[8:]])
     sums = {"negative": recovery._ArmSums(4)}
     reader = reader_with(CountingEngine(GenerationError("refused")))
-    asyncio.run(recovery._add_prompts(output, "control", reader, sums))
+    prompts = recovery._prompts(output, [0, 1])
+    told: list[int] = []
+    asyncio.run(recovery._add_prompts(prompts, "control", reader, sums, told.append))
+    assert told == [20]
     found = sums["negative"].conclude()
     assert (found.n_unread, found.n_prompts, found.points) == (10, 0, [])
 
