@@ -169,7 +169,9 @@ def test_every_command_of_jobs_shows_an_example(command: str) -> None:
     assert f"Example:  negtemp jobs {command}" in result.stdout
 
 
-@pytest.mark.parametrize("module", ["click", "negtemp_data.cli.doctor", "negtemp_data.cli.findings"])
+@pytest.mark.parametrize(
+    "module", ["click", "negtemp_data.cli.doctor", "negtemp_data.cli.findings"]
+)
 def test_ctrl_c_is_one_line_whatever_is_being_loaded(module: str) -> None:
     code = f"""
 import runpy, sys
