@@ -174,6 +174,8 @@ def describe_live(snapshot: Snapshot) -> str:
         f"{snapshot.engines} engine{'s' * (snapshot.engines != 1)}",
         snapshot.stage,
     ]
+    if total.unverified:
+        parts.insert(3, f"{total.unverified} to verify")
     if snapshot.still_s >= _QUIET_S:
         parts.append(f"no sign of life for {snapshot.still_s:.0f} s")
     return " · ".join(parts)

@@ -36,7 +36,8 @@ def watch_run(output: Output, console: Console) -> None:
                     screen.update(view, refresh=True)
                 elif (seen := _what_matters(snapshot)) != last:
                     last = seen
-                    console.print(Text(describe_live(snapshot) if snapshot else SILENT))
+                    line = describe_live(snapshot) if snapshot else SILENT
+                    console.print(Text(line), soft_wrap=True)
                 time.sleep(_LOOK_EVERY_S)
     except KeyboardInterrupt:
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None

@@ -79,9 +79,13 @@ class BoardWatch:
         """See `Watch.kept`."""
         self._board.kept.remote()
 
-    def made(self, row: Row, n_tokens: int) -> None:
+    def generated(self, row: Row) -> None:
+        """See `Watch.generated`."""
+        self._metrics.generated(row)
+
+    def made(self, row: Row) -> None:
         """See `Watch.made`."""
-        self._metrics.made(row, n_tokens)
+        self._metrics.made(row)
 
 
 def _on_this_machine(spec: EngineSpec, job: Job) -> EngineSpec:

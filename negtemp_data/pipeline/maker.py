@@ -27,7 +27,7 @@ from negtemp_data.prompts import (
     row_seed,
 )
 from negtemp_data.sampling import Siblings
-from negtemp_data.storage import ATTEMPT_COLUMNS, generated_tokens
+from negtemp_data.storage import ATTEMPT_COLUMNS
 
 Row = dict[str, Any]
 """A row of `negtemp_data.storage.ROW_SCHEMA`."""
@@ -49,10 +49,10 @@ class Listener(Protocol):
     """Who is told of rows as they come about."""
 
     def on_generated(self, row: Row) -> None:
-        """A row is generated; what a verdict says is missing in it."""
+        """A row is generated, in one of its attempts; what a verdict says is missing in it."""
 
-    def on_done(self, row: Row, n_tokens: int) -> None:
-        """A row has its verdict; so many tokens were generated for it now."""
+    def on_done(self, row: Row) -> None:
+        """A row has its verdict."""
 
 
 class NoListener:
@@ -61,7 +61,7 @@ class NoListener:
     def on_generated(self, row: Row) -> None:
         """See `Listener`."""
 
-    def on_done(self, row: Row, n_tokens: int) -> None:
+    def on_done(self, row: Row) -> None:
         """See `Listener`."""
 
 
@@ -173,7 +173,7 @@ class ShardMaker:
                 twin = tasks[f"{prompt.id}/{control}/{row.sample}"]
             old = earlier.generated.get(row.id)
             making = self._make_row(prompt, token_ids, row, old, siblings, twin, listener)
-            tasks[row.id] = asyncio.ensure_future(_and_tell(making, old, listener))
+            tasks[row.id] = asyncio.ensure_future(_and_tell(making, listener))
         return [tasks[row.id] for row in planned if row.id in tasks]
 
     def _encode(self, prompt: Prompt) -> list[int] | RowError:
@@ -258,9 +258,9 @@ async def _known(row: Row) -> Row:
     return row
 
 
-async def _and_tell(making: Awaitable[Row], old: Row | None, listener: Listener) -> Row:
+async def _and_tell(making: Awaitable[Row], listener: Listener) -> Row:
     row = await making
-    listener.on_done(row, generated_tokens(row) - (generated_tokens(old) if old else 0))
+    listener.on_done(row)
     return row
 
 

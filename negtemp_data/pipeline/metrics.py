@@ -16,16 +16,19 @@ class WorkerMetrics:
         """Counts under the name of a job."""
         self._rows = _counter(run, "rows", "Rows that got their verdict", "arm", "status")
         self._tokens = _counter(run, "tokens", "Generated tokens, all attempts together", "arm")
-        self._injections = _counter(run, "injections", "Injected tokens of those rows", "arm")
+        self._injections = _counter(run, "injections", "Injected tokens among them", "arm")
 
-    def made(self, row: Mapping[str, Any], n_tokens: int) -> None:
-        """Counts a row; so many tokens were generated for it now."""
+    def generated(self, row: Mapping[str, Any]) -> None:
+        """Counts the tokens of an attempt at a row."""
         arm = {"arm": row["arm"]}
-        self._rows.inc(1, {**arm, "status": row["status"]})
-        if n_tokens:
-            self._tokens.inc(n_tokens, arm)
-        if n_tokens and row["injections"]:
+        if row["token_ids"]:  # a counter refuses an increment of 0
+            self._tokens.inc(len(row["token_ids"]), arm)
+        if row["injections"]:
             self._injections.inc(len(row["injections"]), arm)
+
+    def made(self, row: Mapping[str, Any]) -> None:
+        """Counts a row that got its verdict."""
+        self._rows.inc(1, {"arm": row["arm"], "status": row["status"]})
 
 
 class DriverMetrics:

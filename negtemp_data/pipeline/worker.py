@@ -49,18 +49,26 @@ class Watch(Protocol):
     def kept(self) -> None:
         """Rows were kept: the run moves on."""
 
-    def made(self, row: Row, n_tokens: int) -> None:
-        """A row got its verdict; so many tokens were generated for it now."""
+    def generated(self, row: Row) -> None:
+        """A row was generated, in one of its attempts."""
+
+    def made(self, row: Row) -> None:
+        """A row got its verdict."""
 
 
 class _OpenShard:
     """A shard under way: its counts, and where its rows are kept."""
 
     def __init__(
-        self, output: Output, shard: int, arms: Iterable[str], on_made: Callable[[Row, int], None]
+        self,
+        output: Output,
+        shard: int,
+        arms: Iterable[str],
+        count_generated: Callable[[Row], None],
+        count_made: Callable[[Row], None],
     ) -> None:
         self.counts: ArmCounts = {arm: RowCounts() for arm in arms}
-        self._on_made = on_made
+        self._count_generated, self._count_made = count_generated, count_made
         self._unverified: set[str] = set()
         self._wip = WipWriter(output, shard)
         self._lock = threading.Lock()
@@ -78,8 +86,9 @@ class _OpenShard:
         self._wip.add(row)
         with self._lock:
             self._add_unverified(row)
+        self._count_generated(row)
 
-    def on_done(self, row: Row, n_tokens: int) -> None:
+    def on_done(self, row: Row) -> None:
         self._check()
         self._wip.add(row)
         counts = self.counts[row["arm"]]
@@ -88,7 +97,7 @@ class _OpenShard:
             if row["id"] in self._unverified:
                 self._unverified.remove(row["id"])
                 counts.unverified -= 1
-        self._on_made(row, n_tokens)
+        self._count_made(row)
 
     def keep(self) -> int:
         """Writes what is new; an error is raised by the next row, in the shard's own thread."""
@@ -166,7 +175,8 @@ class Worker:
         if self._output.is_committed(shard):
             return
         arms = self._job.generate.samples
-        opened = self._open[shard] = _OpenShard(self._output, shard, arms, self._count)
+        opened = _OpenShard(self._output, shard, arms, self._count_generated, self._count_made)
+        self._open[shard] = opened
         try:
             begun = time.monotonic()
             rows = self._make_rows(shard, opened)
@@ -180,11 +190,15 @@ class Worker:
         finally:
             del self._open[shard]
 
-    def _count(self, row: Row, n_tokens: int) -> None:
+    def _count_generated(self, row: Row) -> None:
         with self._work_lock:
-            self._work.tokens += n_tokens
+            self._work.tokens += row["completion_tokens"]
+        self._watch.generated(row)
+
+    def _count_made(self, row: Row) -> None:
+        with self._work_lock:
             self._work.rows[row["arm"]] += 1
-        self._watch.made(row, n_tokens)
+        self._watch.made(row)
 
     def _make_rows(self, shard: int, opened: _OpenShard) -> list[Row]:
         prompts = read_shard(self._output.run, shard)
@@ -220,7 +234,7 @@ class Worker:
                 if row.id in care.given_up:
                     generated = earlier.generated.get(row.id)
                     done[row.id] = self._maker.fail(prompt, row.id, _GIVEN_UP, generated)
-                    opened.on_done(done[row.id], 0)
+                    opened.on_done(done[row.id])
                     self._output.append_event("row_given_up", row=row.id, reason=_GIVEN_UP)
                 elif row.id not in done:
                     left.append(row.id)

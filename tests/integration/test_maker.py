@@ -62,8 +62,8 @@ class Listener:
         assert row["completion"] is not None and "status" not in row
         self.generated.append(row["id"])
 
-    def on_done(self, row, n_tokens):
-        assert row["status"] in STATUSES and n_tokens >= 0
+    def on_done(self, row):
+        assert row["status"] in STATUSES
         self.done.append(row["id"])
 
 

@@ -77,7 +77,7 @@ def status(output: Output, *options: str) -> Any:
 
 def test_status_shows_speed_acceptance_and_engines(running: Output) -> None:
     text = status(running).stdout
-    assert "321 tok/s · 3.0 rows/s · 2 engines · generating" in " ".join(text.split())
+    assert "321 tok/s · 6 to verify · 3.0 rows/s · 2 engines · generating" in " ".join(text.split())
     assert "1 50%" in text
     data = json.loads(status(running, "--json").stdout)
     assert data["running"] and data["live"]["tokens_per_s"] == 321.4
@@ -116,7 +116,7 @@ def test_watching_prints_a_line_a_change_and_ends_with_the_run(output: Output) -
         say(output)
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=quiet) as watcher:
             assert watcher.stdout is not None
-            assert "1/2 shards · 321 tok/s" in watcher.stdout.readline()
+            assert "1/2 shards · 321 tok/s · 6 to verify" in watcher.stdout.readline()
             say(output, tokens_per_s=99.0, stage="judging")
             assert "99 tok/s" in watcher.stdout.readline()
             say(output, tokens_per_s=77.0, stage="judging")  # no change that matters
