@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,40 @@ _GPU_SHARE = 0.92
 `gpu_memory_utilization`."""
 
 
-def describe_memory(job: Job) -> dict[str, Any] | None:
-    """What the model takes, and what an engine of this machine has for it.
+@dataclass(frozen=True)
+class Gpus:
+    """The GPUs that a job can have."""
+
+    count: float
+    smallest_gib: float | None
+    """Memory of the smallest; None: nobody says."""
+
+
+def cluster_gpus(address: str) -> Gpus:
+    """The GPUs of the cluster whose dashboard is at `address`.
+
+    Raises:
+        ClusterError: It does not answer.
+    """
+    from negtemp_data.cluster.client import JobsClient  # noqa: PLC0415
+
+    nodes = JobsClient(address).nodes()
+    sizes = [gib for node in nodes for gib in node.gpu_memory_gib]
+    return Gpus(sum(node.gpus for node in nodes), min(sizes, default=None))
+
+
+def describe_memory(job: Job, gpus: Gpus) -> dict[str, Any] | None:
+    """What the model takes, and what an engine has for it.
+
+    Args:
+        job: The job.
+        gpus: What there is to run it on; without GPUs it is a CPU.
 
     Returns:
         `weights_gib`, `kv_mib_per_1000_tokens`, `engine_gib` (weights and KV cache together),
-        `fits` and `samples_at_once` (of `max_tokens` each). None where the model is not on this
-        machine or its config does not say.
+        `fits`, `samples_at_once` (of `max_tokens` each) and `engines`, as many as the GPUs have
+        room for (None for CPUs). None where the model is not on this machine, its config does not
+        say, or nobody knows the memory of the GPUs.
     """
     from negtemp_data.engine.arguments import CPU_KV_CACHE_BYTES  # noqa: PLC0415
     from negtemp_data.engine.catalogue import local_path, measure_model  # noqa: PLC0415
@@ -37,14 +64,17 @@ def describe_memory(job: Job) -> dict[str, Any] | None:
     if model is None:
         return None
     weights_gib = model["weights_gib"]
-    gpu_gib = _gpu_memory_gib()
-    if gpu_gib is None:
+    engines = None
+    if not gpus.count:
         kv_bytes = job.generate.engine.get("kv_cache_memory_bytes", CPU_KV_CACHE_BYTES)
         engine_gib = weights_gib + kv_bytes / 2**30
+    elif gpus.smallest_gib is None:
+        return None
     else:
         share = float(job.generate.engine.get("gpu_memory_utilization", _GPU_SHARE))
-        gpus = count_gpus(job.generate.gpus_per_replica, job.generate.engine, has_gpus=True)
-        engine_gib = gpu_gib * share * gpus
+        each = count_gpus(job.generate.gpus_per_replica, job.generate.engine, has_gpus=True)
+        engine_gib = gpus.smallest_gib * share * each
+        engines = int(gpus.count / each) if each else None
     kv_mib = (engine_gib - weights_gib) * 1024
     tokens = kv_mib / model["kv_mib_per_1000_tokens"] * 1000
     return {
@@ -52,23 +82,32 @@ def describe_memory(job: Job) -> dict[str, Any] | None:
         "engine_gib": engine_gib,
         "fits": tokens >= job.generate.max_tokens,
         "samples_at_once": max(0, int(tokens / job.generate.max_tokens)),
+        "engines": engines,
     }
 
 
-def memory_lines(job: Job, memory: dict[str, Any] | None) -> list[str]:
-    """What `describe_memory` says, in words."""
+def memory_lines(job: Job, gpus: Gpus, memory: dict[str, Any] | None, where: str) -> list[str]:
+    """What `describe_memory` says, in words; `where` the GPUs are."""
     model = job.generate.model
+    if memory is None and gpus.count and gpus.smallest_gib is None:
+        return [f"{where} does not say how much memory its {gpus.count:g} GPUs have."]
     if memory is None:
         return [f"{model} is not on this machine yet: no estimate of memory."]
     takes = (
         f"{model}: weights {memory['weights_gib']:.2f} GiB, KV cache "
         f"{memory['kv_mib_per_1000_tokens']:.1f} MiB per 1,000 tokens"
     )
-    has = f"an engine on this machine has {memory['engine_gib']:.1f} GiB for both"
+    has = f"an engine on {where} has {memory['engine_gib']:.1f} GiB for both"
     if not memory["fits"]:
         return [takes, f"{has}: too little; use more or larger GPUs (tensor_parallel_size)"]
     n = memory["samples_at_once"]
-    return [takes, f"{has}: room for {n:,} samples of {job.generate.max_tokens} tokens at a time"]
+    room = f"{has}: room for {n:,} samples of {job.generate.max_tokens} tokens at a time"
+    if memory["engines"] is None:
+        return [takes, room]
+    wanted = job.generate.replica_range
+    engines = f"its {gpus.count:g} GPUs have room for {memory['engines']} engines; the job wants "
+    engines += f"{wanted.min}" if wanted.min == wanted.max else f"{wanted.min} to {wanted.max}"
+    return [takes, room, engines]
 
 
 def run_calibration(job: Job, n_prompts: int, address: str | None, quiet: bool) -> "Estimate":
@@ -114,7 +153,7 @@ def _gpu_hours(estimate: "Estimate", job: Job, address: str | None) -> float | N
     """None on a cluster, whose GPUs are not known here."""
     if address is not None:
         return None
-    has_gpus = _gpu_memory_gib() is not None
+    has_gpus = machine_gpus().count > 0
     gpus = count_gpus(job.generate.gpus_per_replica, job.generate.engine, has_gpus)
     return estimate.seconds / 3600 * gpus * estimate.replicas
 
@@ -123,10 +162,11 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
 
 
-def _gpu_memory_gib() -> float | None:
-    """Memory of this machine's smallest GPU; None: it has none that answers."""
+def machine_gpus() -> Gpus:
+    """This machine's GPUs, those that answer."""
+    none = Gpus(0, None)
     if shutil.which("nvidia-smi") is None:
-        return None
+        return none
     try:
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
@@ -136,6 +176,6 @@ def _gpu_memory_gib() -> float | None:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    sizes = [int(line) for line in done.stdout.split() if line.isdigit()]
-    return min(sizes) / 1024 if sizes and not done.returncode else None
+        return none
+    sizes = [int(line) / 1024 for line in done.stdout.split() if line.isdigit()]
+    return none if done.returncode else Gpus(len(sizes), min(sizes, default=None))

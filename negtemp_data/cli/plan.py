@@ -1,14 +1,17 @@
 """`negtemp plan`: what a job will do, before anything starts."""
 
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from negtemp_data.cli.costs import (
+    cluster_gpus,
     describe_memory,
     estimate_json,
     estimate_lines,
+    machine_gpus,
     memory_lines,
     run_calibration,
 )
@@ -33,7 +36,8 @@ _NO_LIMIT = 1 << 20
 
 @click.command(
     epilog="Example:  negtemp plan jobs/quickstart.yaml --prompts 1;  "
-    "negtemp plan jobs/quickstart.yaml --calibrate 16"
+    "negtemp plan jobs/quickstart.yaml --calibrate 16;  "
+    "negtemp plan jobs/quickstart.yaml --address http://HOST:8265"
 )
 @job_argument
 @click.option(
@@ -53,7 +57,10 @@ _NO_LIMIT = 1 << 20
     "time of the whole job.",
 )
 @click.option(
-    "--address", metavar="HOST:PORT", help="Ray cluster to calibrate on; default: a Ray of its own."
+    "--address",
+    metavar="ADDRESS",
+    help="A Ray cluster instead of this machine. http://HOST:8265, its dashboard: shows what its "
+    "GPUs have room for. HOST:PORT: --calibrate runs there.",
 )
 @json_option
 def command(
@@ -73,7 +80,12 @@ def command(
     """
     from negtemp_data.cli.drawing import describe_schedule  # noqa: PLC0415
 
+    is_dashboard = address is not None and address.startswith(("http://", "https://"))
+    if address is not None and is_dashboard == (n_calibrated is not None):
+        needed = "HOST:PORT, which --calibrate connects to" if is_dashboard else "--calibrate"
+        raise click.UsageError(f"--address {address} needs {needed}; see --help")
     job = load_job(job_file, gather_overrides(overrides, limit, out))
+    gpus = cluster_gpus(address) if address is not None and is_dashboard else machine_gpus()
     shown: list[Prompt] = []
     n_prompts = n_bad = 0
     for prompt in read_prompts(job.prompts):
@@ -89,7 +101,7 @@ def command(
         "prompts_per_shard": per_shard,
         "shards": -(-n_prompts // per_shard),
         "max_completion_tokens": n_prompts * job.samples_per_prompt * job.generate.max_tokens,
-        "memory": describe_memory(job),
+        "memory": describe_memory(job, gpus),
     }
     if n_calibrated is not None:
         estimate = run_calibration(job, n_calibrated, address, quiet=as_json)
@@ -103,7 +115,8 @@ def command(
     if as_json:
         print_json(summary | {"schedules": schedules, "shown": details})
     else:
-        _print(job, summary, schedules, details)
+        where = str(address) if is_dashboard else "this machine"
+        _print(job, summary, memory_lines(job, gpus, summary["memory"], where), schedules, details)
         if n_calibrated is not None:
             _echo("\n── what it takes")
             for line in estimate_lines(estimate, job, address):
@@ -173,6 +186,7 @@ def _encoder(job: Job) -> Any:
 def _print(
     job: Job,
     summary: dict[str, Any],
+    memory: Sequence[str],
     schedules: dict[str, dict[str, Any]],
     details: list[dict[str, Any]],
 ) -> None:
@@ -181,6 +195,8 @@ def _print(
     length = job.generate.max_tokens
     width = min(max(shutil.get_terminal_size().columns, _MIN_COLUMNS), _MAX_COLUMNS)
     _print_summary(job, summary)
+    for line in memory:
+        _echo(line)
     _echo(f"\n── schedules, over {length} tokens")
     for arm, schedule in schedules.items():
         for line in draw_schedule(arm, schedule, length, width):
@@ -210,8 +226,6 @@ def _print_summary(job: Job, summary: dict[str, Any]) -> None:
         f"rows in {summary['shards']} shards of {summary['prompts_per_shard']} prompts; at most "
         f"{summary['max_completion_tokens']:,} completion tokens"
     )
-    for line in memory_lines(job, summary["memory"]):
-        _echo(line)
 
 
 def _echo(text: str) -> None:

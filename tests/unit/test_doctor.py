@@ -7,17 +7,14 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from negtemp_data.cli.main import negtemp
+from small_head import Head
 
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "quickstart.yaml"
 
@@ -162,54 +159,15 @@ def test_a_cluster_that_does_not_answer_is_a_problem() -> None:
     assert line["mend"].startswith(f"curl {address}/api/version")
 
 
-class OldHead(BaseHTTPRequestHandler):
-    """Says of itself what the head of a small cluster with another Ray says."""
-
-    version = ""
-
-    def do_GET(self) -> None:
-        """Answers two paths."""
-        gpu = {"memoryTotal": 81920}
-        node = {
-            "hostname": "head",
-            "gpus": [gpu],
-            "raylet": {"state": "ALIVE", "resourcesTotal": {"GPU": 1.0}},
-        }
-        answers: dict[str, Any] = {
-            "/api/version": {"version": "4", "ray_version": self.version},
-            "/nodes?view=summary": {"data": {"summary": [node]}},
-        }
-        body = json.dumps(answers[self.path]).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing on the test's screen."""
-
-
-@pytest.fixture
-def old_head() -> Iterator[str]:
-    """Address of `OldHead`."""
-    server = HTTPServer(("127.0.0.1", 0), OldHead)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
 @pytest.mark.parametrize(
     ("version", "state", "mend"),
     [("2.9.0", "problem", "on the cluster's machines"), ("2.59.1", "warning", "==2.59.1'")],
 )
 def test_another_ray_on_the_cluster_is_named(
-    monkeypatch: pytest.MonkeyPatch, old_head: str, version: str, state: str, mend: str
+    monkeypatch: pytest.MonkeyPatch, head: str, version: str, state: str, mend: str
 ) -> None:
-    monkeypatch.setattr(OldHead, "version", version)
-    report = findings("--address", old_head)[1]
+    monkeypatch.setattr(Head, "version", version)
+    report = findings("--address", head)[1]
     line = find(report, f"Ray {version} on the cluster")
     assert line["state"] == state
     assert mend in line["mend"]
