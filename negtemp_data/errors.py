@@ -75,6 +75,10 @@ class ClusterError(RequestError):
     """The Ray cluster can't be reached, refuses the request, or can't see what the job needs."""
 
 
+class ClusterTokenError(ClusterError):
+    """The Ray cluster wants a token, or another one."""
+
+
 class ExportError(RequestError):
     """The data set can't be exported like this; nothing was left at the destination."""
 

@@ -13,6 +13,7 @@ class Head(BaseHTTPRequestHandler):
 
     version = "2.59.1"
     n_gpus = 1
+    wants_token = False
     gpus: ClassVar[list[dict[str, Any]]] = [{"memoryTotal": 81920}]
 
     def do_GET(self) -> None:
@@ -27,7 +28,7 @@ class Head(BaseHTTPRequestHandler):
             "/nodes?view=summary": {"data": {"summary": [node]}},
         }
         body = json.dumps(answers[self.path]).encode()
-        self.send_response(200)
+        self.send_response(401 if self.wants_token else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from negtemp_data.cli.findings import PIP, Finding
-from negtemp_data.errors import ClusterError
+from negtemp_data.errors import ClusterError, ClusterTokenError
 
 _OLDEST_RAY = (2, 58)
 """As in the dependencies of pyproject.toml."""
@@ -17,8 +17,11 @@ def cluster_findings(address: str) -> Iterator[Finding]:
     try:
         client = JobsClient(address)
         nodes = client.nodes()
+    except ClusterTokenError as error:
+        yield Finding("problem", str(error), "export RAY_AUTH_MODE=token")
+        return
     except ClusterError as error:
-        yield Finding("problem", str(error), f"curl {address}/api/version, from this machine")
+        yield Finding("problem", str(error), f"curl {address}/api/version")
         return
     yield Finding("ok", f"Ray cluster at {address}: {len(nodes)} machines")
     yield _compare(client.cluster_version, client.own_version)

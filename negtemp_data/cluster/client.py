@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from negtemp_data.errors import ClusterError, quote
+from negtemp_data.errors import ClusterError, ClusterTokenError, quote
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """What Ray takes where nothing is given."""
@@ -130,7 +130,7 @@ def explained(where: str | None) -> Iterator[None]:
     except ClusterError:
         raise
     except AuthenticationError as error:
-        raise ClusterError(
+        raise ClusterTokenError(
             f"the Ray cluster at {where or DEFAULT_ADDRESS} wants a token: set "
             "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH unless it lies in "
             "~/.ray/auth_token; "

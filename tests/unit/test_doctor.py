@@ -172,3 +172,12 @@ def test_another_ray_on_the_cluster_is_named(
     assert line["state"] == state
     assert mend in line["mend"]
     assert find(report, "the cluster's GPUs: 1, the smallest with 80 GiB")
+
+
+def test_a_cluster_that_wants_a_token_is_a_problem_with_a_mend_that_is_a_command(
+    monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    monkeypatch.setattr(Head, "wants_token", True)
+    code, report = findings("--address", head)
+    line = find(report, "wants a token")
+    assert (code, line["mend"]) == (1, "export RAY_AUTH_MODE=token")
