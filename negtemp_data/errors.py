@@ -13,6 +13,7 @@ request was wrong and nothing started.
     │   ├── OutputError         the output can't be used: another job's, unwritable, not an output
     │   ├── OutputLockedError   another run writes to this output
     │   ├── ClusterError        a Ray cluster can't be reached, or can't take the job
+    │   │   └── ClusterTokenError   it wants a token, or another one
     │   └── ExportError         nothing to export, or not in this format or to this place
     ├── RunError                run, exit 1   the run can't go on
     │   ├── EngineStartError    the engine does not start

@@ -25,11 +25,13 @@ ESCAPE = "\x1b["
 
 def in_terminal(*arguments: str, columns: int = 60, **environment: str) -> str:
     """What a command shows on a terminal of so many columns."""
+    # These two, which a parallel test run sets, would count for more than the terminal itself.
+    inherited = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "LINES"}}
     child = pexpect.spawn(
         PROGRAM,
         list(arguments),
         dimensions=(24, columns),
-        env=os.environ | {"TERM": "xterm-256color"} | environment,
+        env=inherited | {"TERM": "xterm-256color"} | environment,
         cwd=str(REPOSITORY),
         encoding="utf-8",
         timeout=60,
