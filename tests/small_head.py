@@ -14,21 +14,29 @@ class Head(BaseHTTPRequestHandler):
     version = "2.59.1"
     n_gpus = 1
     wants_token = False
+    not_ready = 0
+    """Requests that are answered as by a head whose agents are not up yet."""
     gpus: ClassVar[list[dict[str, Any]]] = [{"memoryTotal": 81920}]
 
     def do_GET(self) -> None:
         """Answers two paths."""
         node = {
-            "hostname": "head",
             "gpus": self.gpus,
-            "raylet": {"state": "ALIVE", "resourcesTotal": {"GPU": self.n_gpus}},
+            "raylet": {
+                "state": "ALIVE",
+                "nodeManagerHostname": "head",
+                "resourcesTotal": {"GPU": self.n_gpus},
+            },
         }
         answers: dict[str, Any] = {
             "/api/version": {"version": "4", "ray_version": self.version},
             "/nodes?view=summary": {"data": {"summary": [node]}},
         }
-        body = json.dumps(answers[self.path]).encode()
-        self.send_response(401 if self.wants_token else 200)
+        body, status = json.dumps(answers[self.path]).encode(), 401 if self.wants_token else 200
+        if Head.not_ready and "nodes" in self.path:
+            Head.not_ready -= 1
+            body, status = b"No available agent to submit job, please try again later.", 500
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

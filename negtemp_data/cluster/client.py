@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
+from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from negtemp_data.errors import ClusterError, ClusterTokenError, quote
 
@@ -25,6 +26,8 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _TIMEOUT_S = 60.0
+_COMING_UP_S = 60.0
+"""Seconds for which a cluster may say that it is not ready yet."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,14 @@ class Node:
     """GPUs that Ray counts there."""
     gpu_memory_gib: tuple[float, ...]
     """Memory of each GPU that the driver shows."""
+
+
+def _is_coming_up(reply: Any) -> bool:
+    """Whether the head has no agent yet that could start a job; nothing was started then.
+
+    Source: ray 2.60, dashboard/modules/job/job_head.py, submit_job.
+    """
+    return reply.status_code == 500 and "No available agent" in reply.text
 
 
 class JobsClient(JobSubmissionClient):
@@ -82,6 +93,12 @@ class JobsClient(JobSubmissionClient):
         """
         return {node.hostname for node in self.nodes()} == {socket.gethostname()}
 
+    @retry(
+        retry=retry_if_result(_is_coming_up),
+        wait=wait_fixed(2),
+        stop=stop_after_delay(_COMING_UP_S),
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+    )
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         options.setdefault("timeout", _TIMEOUT_S)
         return super()._do_request(method, endpoint, **options)
@@ -150,7 +167,8 @@ def _node(summary: dict[str, Any]) -> Node:
     resources = summary["raylet"].get("resourcesTotal", {})
     memory = (gpu.get("memoryTotal") for gpu in summary.get("gpus") or ())  # MiB
     return Node(
-        hostname=summary["hostname"],
+        # Its agent reports a hostname, too, but later.
+        hostname=summary["raylet"]["nodeManagerHostname"],
         gpus=float(resources.get("GPU", 0.0)),
         gpu_memory_gib=tuple(mib / 1024 for mib in memory if mib),
     )
