@@ -50,8 +50,8 @@ quickstart: $(SETUP)  ## run jobs/quickstart.yaml
 	$(BIN)/negtemp run jobs/quickstart.yaml
 
 test: $(SETUP)  ## unit, integration and chaos tests, without the slow ones and those for a GPU
-	$(BIN)/pytest tests/unit -m "not slow and not gpu" --numprocesses logical --maxprocesses 8 --dist loadfile
-	$(BIN)/pytest tests/integration tests/chaos -m "not slow and not gpu"
+	$(BIN)/pytest tests/unit -m "not slow and not gpu" --numprocesses logical --maxprocesses 8 --dist loadfile --durations 10
+	$(BIN)/pytest tests/integration tests/chaos -m "not slow and not gpu" --durations 20
 
 check: $(SETUP)  ## format, lint, types, import directions, schema freshness
 	$(BIN)/ruff format --check .
