@@ -18,6 +18,7 @@ def plan(*arguments: str) -> Result:
     )
 
 
+@pytest.mark.usefixtures("smol_model")  # which makes sure that the model is here
 def test_a_plan_shows_what_a_clusters_gpus_have_room_for(
     monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
