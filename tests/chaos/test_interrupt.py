@@ -18,9 +18,8 @@ from runs import (
 N_PROMPTS = 24
 
 
-@pytest.mark.parametrize(
-    "signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on_and_resumes(
     tiny_model, negtemp, tmp_path, signal_number
 ):

@@ -179,6 +179,7 @@ def test_an_engine_that_does_not_start_says_why(negtemp, tiny_model, prompts, tm
     assert "max_model_len" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_another_output_s_rows_are_taken_over_where_generation_is_the_same(
     bad_rows_run, negtemp, tiny_model, tmp_path
 ):
