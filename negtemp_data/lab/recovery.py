@@ -125,13 +125,13 @@ def measure_recovery(
     def tell(n_read: int) -> None:
         on_progress(n_read, n_rows)
 
-    shards = list(entries)
+    prompts = _prompts(output, list(entries))
     sums = {arm: _ArmSums(n_tokens) for arm in arms}
     if model is None:
-        asyncio.run(_add_prompts(_prompts(output, shards), control, RecordedReader(), sums, tell))
+        asyncio.run(_add_prompts(prompts, control, RecordedReader(), sums, tell))
     else:
         with model_reader(model, output, job) as reader:
-            asyncio.run(_add_prompts(_prompts(output, shards), control, reader, sums, tell))
+            asyncio.run(_add_prompts(prompts, control, reader, sums, tell))
     return RecoveryReport(
         reader=model or job.generate.model,
         is_generator=model is None,
