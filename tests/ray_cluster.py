@@ -19,9 +19,12 @@ import psutil
 DEADLINE_S = 90
 
 
+_PORTS = iter(range(21_000 + os.getpid() % 5_000, 32_000))
+
+
 def free_port() -> int:
-    """A port that nobody listens on, outside of those that Ray's workers take."""
-    for port in range(21_000 + os.getpid() % 5_000, 32_000):
+    """A port that nobody listens on, outside of those that Ray's workers take; never twice."""
+    for port in _PORTS:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -53,7 +56,7 @@ class RayCluster:
         self._processes: list[subprocess.Popen[bytes]] = []
         # Short, because socket paths have 107 characters at most.
         self.folder = mkdtemp(prefix="ray-", dir="/tmp")
-        dashboard = self._gcs + 1
+        dashboard = free_port()
         self.address = f"http://127.0.0.1:{dashboard}"
         self._start(
             "--head",
@@ -133,6 +136,9 @@ class RayCluster:
             "--block",
             "--node-ip-address=127.0.0.1",
             "--object-store-memory=100000000",
+            # By default all agents of a machine want the same port; who doesn't get it takes no
+            # jobs, and a second cluster would have "no available agent".
+            f"--dashboard-agent-listen-port={free_port()}",
             "--disable-usage-stats",
             *options,
         ]
