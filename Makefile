@@ -103,7 +103,7 @@ $(SETUP): $(UV) requirements/$(VARIANT).txt requirements/$(VARIANT).in requireme
 	  -r requirements/$(VARIANT).txt -r requirements/test.txt -r requirements/uv.txt
 	$(UV) pip install --python $(BIN)/python --no-deps --editable .
 	@echo "importing the heavy libraries once: a check, and their bytecode halves every later start"
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import datasets, ray.data, transformers; from vllm import LLMEngine' \
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import datasets, ray, transformers; from vllm import LLMEngine' \
 	  >$(VENV)/import.log 2>&1 || { cat $(VENV)/import.log >&2; exit 1; }
 	touch $@
 

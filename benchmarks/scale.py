@@ -39,7 +39,7 @@ from negtemp_data.engine.engine import Generation
 from negtemp_data.engine.steps import StepLog
 from negtemp_data.jobspec import load_job
 from negtemp_data.judging import Verdict
-from negtemp_data.pipeline import actors, graph
+from negtemp_data.pipeline import actors, pool
 from negtemp_data.pipeline.board import Board
 from negtemp_data.pipeline.maker import (
     ShardMaker,
@@ -117,12 +117,12 @@ class SleepingEngine:
                 future.set_result(ANSWER)
 
 
-class SleepingShard(graph.GenerateShard):
+class SleepingActor(pool.GeneratorActor):
     """The product's worker on such an engine."""
 
-    def __init__(self, settings, board):
+    def __init__(self, *arguments):
         actors.Engine = SleepingEngine
-        super().__init__(settings, board)
+        super().__init__(*arguments)
 
 
 class CannedMaker(ShardMaker):
@@ -138,12 +138,12 @@ class CannedMaker(ShardMaker):
         return row | _verdict_columns(Verdict("accepted"))
 
 
-class CannedShard(SleepingShard):
+class CannedActor(SleepingActor):
     """A worker that makes such rows."""
 
-    def __init__(self, settings, board):
+    def __init__(self, *arguments):
         actors.ShardMaker = CannedMaker
-        super().__init__(settings, board)
+        super().__init__(*arguments)
 
 
 class Notes:
@@ -164,7 +164,7 @@ class Notes:
 
 def drive(folder, is_canned):
     """The driver's process: makes the job in `folder`, or goes on with it."""
-    graph.GenerateShard = CannedShard if is_canned else SleepingShard
+    pool.GeneratorActor = CannedActor if is_canned else SleepingActor
     job = load_job(str(folder / "job.yaml"))
     notes = Notes(folder / "notes.jsonl")
     notes.note("begin")

@@ -38,7 +38,7 @@ def _compare(cluster: str, own: str) -> Finding:
     numbers = re.match(r"(\d+)\.(\d+)", cluster)
     if numbers and (int(numbers[1]), int(numbers[2])) < _OLDEST_RAY:
         what += f"; the package needs {'.'.join(map(str, _OLDEST_RAY))} or later"
-        mend = f"pip install 'ray[data,default]=={own}' on the cluster's machines, and restart it"
+        mend = f"pip install 'ray[default]=={own}' on the cluster's machines, and restart it"
         return Finding("problem", what, mend)
     what += "; submit works, `run --address` wants the same"
-    return Finding("warning", what, f"{PIP} install 'ray[data,default]=={cluster}'")
+    return Finding("warning", what, f"{PIP} install 'ray[default]=={cluster}'")

@@ -1,4 +1,4 @@
-"""The run: plan → Ray Data graph of generate and commit → data set.
+"""The run: plan → workers that generate, judge and commit → data set.
 
 The only package that wires the others together, and the only one that imports ray.
 """

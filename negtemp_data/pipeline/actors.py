@@ -1,7 +1,7 @@
 """The generating worker's Ray actor: a thin shell around `Worker`.
 
-A failure that belongs to a run travels as a value, never as an exception: Ray would wrap it, retry
-it or print it. A dead engine takes its process along, which is what makes Ray replace it.
+A failure that belongs to a run travels as a value, never as an exception: Ray would wrap it or
+print it. A dead engine takes its process along, and the driver starts another one.
 """
 
 import os
@@ -55,25 +55,24 @@ class WorkerSettings:
 class BoardWatch:
     """The board as a worker sees it: what it has in flight, told before it is begun."""
 
-    def __init__(self, board: Any, metrics: WorkerMetrics) -> None:
-        """Speaks for the actor that it is made in."""
+    def __init__(self, board: Any, worker: str, metrics: WorkerMetrics) -> None:
+        """Speaks for a worker."""
         self._board = board
+        self._worker = worker
         self._metrics = metrics
-        # The same for all incarnations of an actor.
-        self.worker = str(ray.get_runtime_context().get_actor_id())
 
     def begin(self, shard: int) -> Care | None:
         """See `Watch.begin`."""
-        care: Care | None = ray.get(self._board.begin.remote(self.worker, shard))
+        care: Care | None = ray.get(self._board.begin.remote(self._worker, shard))
         return care
 
     def run_group(self, row_ids: Sequence[str]) -> None:
         """See `Watch.run_group`."""
-        ray.get(self._board.run_group.remote(self.worker, list(row_ids)))
+        ray.get(self._board.run_group.remote(self._worker, list(row_ids)))
 
     def end(self, shard: int) -> None:
         """See `Watch.end`."""
-        self._board.end.remote(self.worker, shard)
+        self._board.end.remote(self._worker, shard)
 
     def kept(self) -> None:
         """See `Watch.kept`."""
@@ -100,60 +99,61 @@ def _on_this_machine(spec: EngineSpec, job: Job) -> EngineSpec:
     return spec
 
 
-class GenerateShard:
-    """A worker: one engine, and the shards that Ray Data hands it, several at a time."""
+class GeneratorActor:
+    """A worker: one engine, and the shards that the driver hands it, several at a time.
 
-    def __init__(self, settings: WorkerSettings, board: Any) -> None:
-        """Starts the engine; a failure to do so is kept, and told by the first call."""
+    What its methods return is b"", or a pickled NegtempError that ends the run.
+    """
+
+    def __init__(self, settings: WorkerSettings, board: Any, worker: str) -> None:
+        """Does nothing yet; `worker` names the place that this actor takes, maybe after others."""
         self._settings = settings
         self._board = board
-        self._name = f"{ray.util.get_node_ip_address()}-{os.getpid()}"
-        self._failure: NegtempError | None = None
+        self._worker_name = worker
+        self._process = f"{ray.util.get_node_ip_address()}-{os.getpid()}"
         self._ending = threading.Lock()
-        output = settings.output
-        watch = BoardWatch(board, WorkerMetrics(settings.job.name))
-        self._actor = watch.worker
+
+    def start(self) -> bytes:
+        """Starts the engine."""
+        settings, output = self._settings, self._settings.output
         try:
-            send_output_to(output.logs / f"worker-{self._name}.log")
+            send_output_to(output.logs / f"worker-{self._process}.log")
             self._announce_start()
             begun = time.monotonic()
             self._engine = Engine(_on_this_machine(settings.engine, settings.job))
             judge = job_judge(settings.job, self._engine, settings.judges)
             maker = ShardMaker(settings.job, self._engine, judge)
             seconds = round(time.monotonic() - begun, 1)
-            output.append_event("engine_ready", worker=self._name, seconds=seconds)
+            output.append_event("engine_ready", worker=self._process, seconds=seconds)
         except NegtempError as error:
-            self._failure = error
-            return
+            return pickle.dumps(error)
         except OSError as error:
-            self._failure = EngineStartError(f"{output.logs}: {error}.")
-            return
-        self._worker = Worker(
-            settings.job, output, maker, settings.old_rows, watch, settings.shards_in_flight
-        )
-        board.engine_ready.remote(self._actor)
+            return pickle.dumps(EngineStartError(f"{output.logs}: {error}."))
+        watch = BoardWatch(self._board, self._worker_name, WorkerMetrics(settings.job.name))
+        n_threads = settings.shards_in_flight
+        self._worker = Worker(settings.job, output, maker, settings.old_rows, watch, n_threads)
+        self._board.engine_ready.remote(self._worker_name)
         threading.Thread(target=self._keep_reporting, name="report", daemon=True).start()
+        return b""
 
-    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Makes a shard: `{shard}` in, `{shard, failure}` out."""
-        failure = b""
+    def make(self, shard: int) -> bytes:
+        """Makes a shard and commits it."""
         try:
-            if self._failure is not None:
-                raise self._failure
-            self._worker.make(task["shard"])
+            self._worker.make(shard)
             ray.get(self._report())  # so that the counts are whole when the last shard is done
         except EngineDeadError as error:
             self._end_with_engine(error)
         except NegtempError as error:
-            failure = pickle.dumps(error)
-        return {"shard": task["shard"], "failure": failure}
+            return pickle.dumps(error)
+        return b""
 
     def _announce_start(self) -> None:
         """Notes a start; waits before one that follows others in vain, and gives up after some."""
-        self._board.join.remote(self._actor, ray.get_runtime_context().current_actor)
-        starts, replaced = ray.get(self._board.engine_starts.remote(self._actor, self._name))
+        starts, replaced = ray.get(
+            self._board.engine_starts.remote(self._worker_name, self._process)
+        )
         self._settings.output.append_event(
-            "engine_starts", worker=self._name, replaces=replaced, in_vain=starts - 1
+            "engine_starts", worker=self._process, replaces=replaced, in_vain=starts - 1
         )
         in_vain = starts - self._settings.max_replicas
         if in_vain > (_MAX_STARTS_IN_VAIN - 1) * self._settings.max_replicas:
@@ -168,15 +168,14 @@ class GenerateShard:
         with self._ending:  # never left: all shards hear of the death, one tells of it
             with suppress(StorageError):
                 self._settings.output.append_event(
-                    "engine_died", worker=self._name, reason=str(error)
+                    "engine_died", worker=self._process, reason=str(error)
                 )
-            ray.get(self._board.engine_died.remote(self._actor))
             # Not an exception: Ray would keep this actor, whose engine is gone.
             os._exit(EXIT_ENGINE_DEAD)
 
     def _report(self) -> Any:
         work = replace(self._worker.work, steps=self._engine.steps)
-        return self._board.report.remote(self._name, self._worker.counts, work)
+        return self._board.report.remote(self._process, self._worker.counts, work)
 
     def _keep_reporting(self) -> None:
         pause_s = max(_REPORT_EVERY_S, self._settings.max_replicas / _REPORTS_PER_S)

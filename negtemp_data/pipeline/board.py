@@ -1,7 +1,6 @@
 """Where workers report to and the driver looks; an actor's plain class."""
 
 import time
-from typing import Any
 
 from negtemp_data.pipeline.progress import ArmCounts, Tally, Work
 from negtemp_data.pipeline.suspects import Care, Suspects
@@ -14,12 +13,7 @@ class Board:
         """Nothing has happened yet."""
         self._tally = Tally()
         self._suspects = Suspects()
-        self._workers: dict[str, Any] = {}
         self._processes: dict[str, str] = {}
-
-    def join(self, worker: str, actor: Any) -> None:
-        """Notes a worker's actor, so that the driver can end it."""
-        self._workers[worker] = actor
 
     def engine_starts(self, worker: str, process: str) -> tuple[int, str | None]:
         """Notes that a worker starts an engine.
@@ -27,26 +21,22 @@ class Board:
         Returns:
             Starts since the run last moved on, and the process that this one replaces, if any.
         """
-        self._tally.starting[worker] = time.time()
-        narrowed = self._suspects.died(worker)
-        self._tally.engines.discard(worker)
+        self._tally.starting.add(worker)
         self._tally.engine_starts += 1
-        self._tally.starts_in_vain = 1 if narrowed else self._tally.starts_in_vain + 1
+        self._tally.starts_in_vain += 1
         replaced = self._processes.get(worker)
         self._processes[worker] = process
         return self._tally.starts_in_vain, replaced
 
     def engine_ready(self, worker: str) -> None:
         """Notes that a worker's engine takes requests."""
-        self._tally.starting.pop(worker, None)
+        self._tally.starting.discard(worker)
         self._tally.engines.add(worker)
         self._tally.moves += 1
         self._tally.ready_at = self._tally.ready_at or time.time()
 
     def report(self, process: str, shards: dict[int, ArmCounts], work: Work) -> None:
         """Replaces the counts of shards, and the work of a process."""
-        if shards:
-            self._tally.worked_at = time.time()
         self._tally.shards |= shards
         self._tally.work[process] = work
 
@@ -62,9 +52,12 @@ class Board:
         """See `Suspects.end`."""
         self._suspects.end(worker, shard)
 
-    def engine_died(self, worker: str) -> None:
-        """Notes that a worker's engine is gone; what that means for its rows waits for the next."""
+    def died(self, worker: str) -> None:
+        """Notes that a worker is gone, before another one begins what it had in flight."""
+        self._tally.starting.discard(worker)
         self._tally.engines.discard(worker)
+        if self._suspects.died(worker):  # a smaller group of suspects is progress
+            self._tally.starts_in_vain = 0
 
     def kept(self) -> None:
         """Notes that the run moves on."""
@@ -75,10 +68,6 @@ class Board:
         """Notes that a shard is committed, and that the run moves on."""
         self._tally.shards.pop(shard, None)
         self.kept()
-
-    def workers(self) -> list[Any]:
-        """The actors of all workers that there have been."""
-        return list(self._workers.values())
 
     def read(self) -> Tally:
         """All that is known."""

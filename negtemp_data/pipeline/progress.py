@@ -1,6 +1,5 @@
 """Counts of a run under way, from the engines' processes to the screen."""
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -96,10 +95,8 @@ class Tally:
     """Times that rows were kept, a shard was committed, or an engine became ready."""
     ready_at: float | None = None
     """Time (seconds since the epoch) at which the first engine was ready."""
-    worked_at: float = field(default_factory=time.time)
-    """Time at which a worker last had a shard under way."""
-    starting: dict[str, float] = field(default_factory=dict)
-    """Workers whose engines are being started, and since when."""
+    starting: set[str] = field(default_factory=set)
+    """Workers whose engines are being started."""
 
     @property
     def total(self) -> Work:

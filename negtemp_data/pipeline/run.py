@@ -24,12 +24,13 @@ from negtemp_data.jobspec import (
 )
 from negtemp_data.jobspec.fingerprint import fingerprint_job
 from negtemp_data.judging import check_environment
-from negtemp_data.pipeline.graph import Inputs, ShardGraph, ray_session
 from negtemp_data.pipeline.logs import captured_output, require_room
 from negtemp_data.pipeline.metrics import DriverMetrics
 from negtemp_data.pipeline.monitor import Monitor, Reporter
+from negtemp_data.pipeline.pool import Inputs, WorkerPool
 from negtemp_data.pipeline.progress import Tally
 from negtemp_data.pipeline.reuse import OldRows, find_old_rows, load_old_rows, save_old_rows
+from negtemp_data.pipeline.session import ray_session
 from negtemp_data.prompts import Plan, load_plan, source_digest, write_plan
 from negtemp_data.storage import (
     Lock,
@@ -295,10 +296,10 @@ class _Run:
         model, adapter = self._models.model, self._models.adapter
         judge_paths = {path: judge.path for path, judge in self._models.judges.items()}
         inputs = Inputs(model.path, adapter, judge_paths, self._old_rows)
-        graph = ShardGraph(self._job, self._output, inputs)
+        pool = WorkerPool(self._job, self._output, inputs)
         monitor = Monitor(self._output, self._plan, self._entries.values(), self._reporter)
         metrics = DriverMetrics(self._job.name)
-        with _watched(graph, monitor, metrics), closing(graph.run(todo)) as shards:
+        with _watched(pool, monitor, metrics), closing(pool.run(todo)) as shards:
             for shard in shards:
                 entry = read_entry(self._output, shard) or describe_shard(self._output, shard)
                 self._entries[shard] = entry
@@ -310,7 +311,7 @@ class _Run:
                 )
                 if time.monotonic() > self._layout_due:
                     self._write_layout()
-        return graph.read_board()
+        return pool.read_board()
 
     def _note_end(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):
@@ -337,13 +338,13 @@ class _Run:
 
 
 @contextmanager
-def _watched(graph: ShardGraph, monitor: Monitor, metrics: DriverMetrics) -> Iterator[None]:
+def _watched(pool: WorkerPool, monitor: Monitor, metrics: DriverMetrics) -> Iterator[None]:
     """Looks at the workers' tally from a thread of its own while the block runs."""
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(_LOOK_EVERY_S):
-            tally = graph.read_board()
+            tally = pool.read_board()
             metrics.saw_starts(tally.engine_starts)
             monitor.look(tally)
 

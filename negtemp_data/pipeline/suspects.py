@@ -52,9 +52,6 @@ class Suspects:
 
     def begin(self, worker: str, shard: int) -> Care | None:
         """Notes that a worker makes a shard; returns what to mind, if anything."""
-        for other in [name for name, shards in self._open.items() if shard in shards]:
-            # Ray hands a shard to another worker only when the first one is gone.
-            self.died(other)
         self._open[worker].add(shard)
         if self._deaths[shard] < _DEATHS_OF_SHARD:
             return None

@@ -105,7 +105,7 @@ def workers(process):
     found = []
     for member in family(process):
         with suppress(psutil.Error):
-            if "GenerateShard" in " ".join(member.cmdline()):
+            if "GeneratorActor" in " ".join(member.cmdline()):
                 found.append(member)
     return found
 

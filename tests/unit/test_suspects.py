@@ -70,11 +70,12 @@ def test_a_shard_of_which_one_engine_has_died_is_made_as_usual():
     assert suspects.begin("w", 1) is None, "it was not in flight"
 
 
-def test_a_shard_that_another_worker_takes_over_tells_of_the_death_of_the_first():
+def test_deaths_of_a_shard_count_whichever_worker_had_it():
     suspects = Suspects()
-    for worker in ("a", "b", "c"):
-        care = suspects.begin(worker, 0)
-    assert care is not None
+    for worker in ("a", "b"):
+        assert suspects.begin(worker, 0) is None
+        suspects.died(worker)
+    assert suspects.begin("c", 0) is not None
 
 
 def test_a_death_in_a_group_blames_nobody_outside_it():
