@@ -150,7 +150,7 @@ def test_a_dead_engine_is_not_ready_and_its_successor_replaces_it() -> None:
     board = Board()
     assert board.engine_starts("actor", "p-1") == (1, None)
     board.engine_ready("actor")
-    board.engine_died("actor")
+    board.died("actor")
     assert board.read().engines == set()
     assert board.engine_starts("actor", "p-2") == (2, "p-1")
     board.kept()
