@@ -158,6 +158,18 @@ def test_a_dead_engine_is_not_ready_and_its_successor_replaces_it() -> None:
     assert board.read().engine_starts == 3
 
 
+def test_a_smaller_group_of_suspects_is_progress() -> None:
+    board = Board()
+    for n_starts in (1, 2, 3):
+        assert board.engine_starts("w", f"p-{n_starts}")[0] == n_starts
+        board.begin("w", 0)
+        if n_starts == 3:
+            board.run_group("w", ["a", "b"])
+        board.died("w")
+        assert board.read().starting == set()
+    assert board.engine_starts("w", "p-4")[0] == 1
+
+
 def test_reasons_are_counted_whatever_their_numbers() -> None:
     def failed(reason: str | None) -> dict[str, Any]:
         return make_sample("p", status="failed", error=reason)
