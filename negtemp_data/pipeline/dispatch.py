@@ -1,6 +1,7 @@
 """Hands shards to workers, and starts another worker in the place of each that dies; without Ray.
 
-Nothing polls: the dispatcher sleeps until a worker answers.
+The dispatcher sleeps until a worker answers; after five seconds without an answer it asks whether
+anybody is left.
 """
 
 import time

@@ -4,8 +4,8 @@ Several shards are in flight on each worker, so that its engine's batch stays fu
 borders; rows never pass through Ray. Workers judge what they make: on their own engine with
 `judge.model: same`, else on the judge's replicas, which work while generation goes on.
 
-Plain actors and their futures, without anything that polls: where an engine fills all cores, it
-waits for each other process that wakes up.
+Plain actors and their futures instead of a library's scheduling loop: where an engine fills all
+cores, it waits for each other process that wakes up.
 """
 
 import pickle
