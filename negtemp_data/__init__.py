@@ -15,7 +15,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from negtemp_data.api import RunStatus, calibrate, resume, run, status, submit
+    from negtemp_data.api import (
+        RunStatus,
+        calibrate,
+        check,
+        export_dataset,
+        resume,
+        run,
+        status,
+        submit,
+    )
     from negtemp_data.cluster.jobs import Cluster
     from negtemp_data.export.reader import open_dataset
     from negtemp_data.jobspec import Job, load_job
@@ -27,6 +36,8 @@ __all__ = [
     "Job",
     "RunStatus",
     "calibrate",
+    "check",
+    "export_dataset",
     "load_job",
     "open_dataset",
     "resume",

@@ -1,22 +1,32 @@
-"""What notebooks, pipelines and the command line call: run, resume, calibrate, status, submit.
+"""What notebooks, pipelines and the command line call, from a run to the data set that it leaves.
 
 `import negtemp_data` offers these names and loads this module with the first one that is used.
 Knows nothing of terminals: progress goes to a `Reporter`.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from negtemp_data.jobspec import Job, build_job, load_job, read_yaml
 from negtemp_data.pipeline.snapshot import Snapshot, read_snapshot
-from negtemp_data.prompts import load_plan
-from negtemp_data.storage import JOB_FILE, Output, Totals, is_held, read_ledger, summarise
+from negtemp_data.prompts import load_plan, planned_ids, read_shard
+from negtemp_data.storage import (
+    JOB_FILE,
+    CheckReport,
+    Output,
+    Totals,
+    check_output,
+    is_held,
+    read_ledger,
+    summarise,
+)
 
 if TYPE_CHECKING:
     from negtemp_data.cluster.jobs import Cluster, Submission
+    from negtemp_data.export import ExportResult
     from negtemp_data.pipeline.estimate import Estimate
     from negtemp_data.pipeline.monitor import Reporter
     from negtemp_data.pipeline.progress import Progress
@@ -141,6 +151,71 @@ def live(out: AnyPath | Output) -> Snapshot | None:
     """
     snapshot = read_snapshot(out if isinstance(out, Output) else Output(out))
     return snapshot if snapshot is not None and snapshot.is_live else None
+
+
+def check(out: AnyPath) -> CheckReport:
+    """Reads the output `out` whole: is every committed row there, once, unchanged, accounted for?
+
+    Raises:
+        OutputError: It is no output.
+    """
+    output = Output(out)
+    output.read_fingerprint()
+    plan = load_plan(output.run)
+    if plan is None:
+        return check_output(output)
+    samples = plan.samples
+
+    def plan_rows(shard: int) -> list[str]:
+        prompts = read_shard(output.run, shard)
+        return [row.id for prompt in prompts for row in planned_ids(prompt.id, samples)]
+
+    return check_output(output, plan_rows, plan.n_shards)
+
+
+def export_dataset(
+    out: AnyPath,
+    dest: AnyPath,
+    format: str,
+    *,
+    split: str = "train=1",
+    arms: Sequence[str] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> "ExportResult":
+    """Writes the committed rows of the output `out` as a trainer takes them.
+
+    Args:
+        out: The output.
+        dest: Folder to make; `datasets.load_dataset` opens it.
+        format: A key of `negtemp_data.export.FORMATS`.
+        split: Splits by prompt, as train=0.95,test=0.05.
+        arms: Arms whose rows are read; empty: all.
+        on_progress: Told after each shard: rows read, and rows in all shards.
+        **options: Fields of the format.
+
+    Raises:
+        OutputError: `out` is no output.
+        ExportError: Nothing to export, or it can't be in this form or place; nothing was left.
+        StorageError: A shard is damaged, or the disk refused; nothing was left.
+    """
+    from negtemp_data.export import (  # noqa: PLC0415
+        ExportRequest,
+        PromptSplit,
+        build_format,
+        export_output,
+        parse_split,
+    )
+
+    request = ExportRequest(
+        output=Output(out),
+        dest=Path(dest).absolute(),
+        format_name=format,
+        format=build_format(format, saved_job(out), options),
+        split=PromptSplit(parse_split(split)),
+        arms=tuple(arms),
+    )
+    return export_output(request, on_progress or (lambda done, total: None))
 
 
 def submit(

@@ -81,35 +81,19 @@ def command(
     """
     from negtemp_data import api  # noqa: PLC0415
     from negtemp_data.cli.run import interrupt  # noqa: PLC0415
-    from negtemp_data.export import (  # noqa: PLC0415
-        ExportRequest,
-        PromptSplit,
-        build_format,
-        export_output,
-        parse_split,
-    )
     from negtemp_data.export.hub import check_hub, push_folder  # noqa: PLC0415
-    from negtemp_data.storage import Output  # noqa: PLC0415
 
     signal.signal(signal.SIGTERM, interrupt)
-    output = Output(out)
-    job = api.saved_job(out)
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if is_all:
         given["best_only"] = False
-    request = ExportRequest(
-        output=output,
-        dest=dest.absolute(),
-        format_name=format_name,
-        format=build_format(format_name, job, given),
-        split=PromptSplit(parse_split(split)),
-        arms=arms,
-    )
     if repo is not None:
         check_hub(repo)
     with reading_bar(quiet or as_json) as on_progress:
-        result = export_output(request, on_progress)
-    url = push_folder(request.dest, repo) if repo is not None else None
+        result = api.export_dataset(
+            out, dest, format_name, split=split, arms=arms, on_progress=on_progress, **given
+        )
+    url = push_folder(dest, repo) if repo is not None else None
     if not result.is_complete and not quiet:
         click.echo(
             f"The run is not finished: {result.committed_shards} of "
@@ -120,7 +104,7 @@ def command(
     if as_json:
         print_json(
             {
-                "dest": str(request.dest),
+                "dest": str(dest.absolute()),
                 "format": format_name,
                 "rows": result.rows,
                 "kinds": result.kinds,
@@ -130,7 +114,7 @@ def command(
             }
         )
     elif not quiet:
-        _show_end(result, os.path.relpath(request.dest), url)
+        _show_end(result, os.path.relpath(dest), url)
 
 
 def _show_end(result: Any, dest: str, url: str | None) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import negtemp_data
 from negtemp_data.cluster import bundle as bundle_module
 from negtemp_data.cluster.bundle import run_command, write_bundle
 from negtemp_data.cluster.pins import uv_field
@@ -148,10 +147,3 @@ def test_requirements_may_be_none_or_a_file(tmp_path: Path) -> None:
     assert uv_field(str(path)) == {"packages": ["numpy"]}
     with pytest.raises(ClusterError, match="accepted are cpu, gpu, none"):
         uv_field("tpu")
-
-
-def test_the_packages_names_are_loaded_when_they_are_used() -> None:
-    for name in negtemp_data.__all__:
-        assert hasattr(negtemp_data, name)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = negtemp_data.nothing
