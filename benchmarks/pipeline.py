@@ -2,6 +2,7 @@
 
     python benchmarks/pipeline.py smollm2
     python benchmarks/pipeline.py tiny
+    python benchmarks/pipeline.py tiny --sides negtemp llm --profile
 
 Each side is a process of its own, started anew in every round, the order rotating. All get the same
 prompt tokens, sampling parameters (a seed for each request, log-probabilities) and engine
@@ -11,6 +12,10 @@ from command to readiness, and the ratios round by round, with their median and 
 Sides: `negtemp` is `negtemp run` on a job without judge, rows committed to disk; `llm` is
 `LLM.generate` with its engine in the same process, `llm-process` with vLLM's default, a process for
 the engine; `ray.data.llm` is its vLLM processor, rows kept in memory.
+
+`--profile` reads the kernel's accounts of all threads every two seconds, and tells where the cores
+went while the engine worked: what its two threads of arithmetic ran, how long they were ready to
+run and another thread had their core, what all others ran, and what the host took away.
 """
 
 import argparse
@@ -20,7 +25,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
@@ -161,20 +169,96 @@ def run_side(side, job_path):
     Path(job_path).with_name("result.json").write_text(json.dumps(result))
 
 
-def measure(side, size, model):
+class Profile:
+    """Accounts of all threads of this machine, taken every two seconds while it is open."""
+
+    def __init__(self):
+        self._snapshots = []
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._is_over.set()
+        self._thread.join()
+
+    def _watch(self):
+        while not self._is_over.wait(2):
+            self._snapshots.append((time.time(), self._read()))
+
+    @staticmethod
+    def _read():
+        """Nanoseconds run, nanoseconds waited and turns by thread; the host's part by itself."""
+        accounts = {}
+        for path in Path("/proc").glob("[0-9]*/task/[0-9]*"):
+            try:
+                numbers = (path / "schedstat").read_text().split()
+                # Raylets and workers rename themselves; one command is many threads.
+                command = (path.parents[1] / "comm").read_text().strip()
+                name = (path / "comm").read_text().strip()
+            except OSError:  # it has ended
+                continue
+            accounts[path.parents[1].name, path.name, command, name] = tuple(map(int, numbers))
+        stolen = int(Path("/proc/stat").read_text().split()[8])
+        accounts["host"] = stolen * 10**9 // os.sysconf("SC_CLK_TCK"), 0, 0
+        return accounts
+
+    def describe(self, begin, end):
+        """What happened between two times, in lines."""
+        inside = [snapshot for snapshot in self._snapshots if begin <= snapshot[0] <= end]
+        (first_at, first), (last_at, last) = inside[0], inside[-1]
+        seconds = last_at - first_at
+        nothing = (0, 0, 0)
+        grown = {
+            key: [now - then for now, then in zip(last[key], first.get(key, nothing), strict=True)]
+            for key in last
+        }
+        stolen = grown.pop("host")[0]
+        yield f"{seconds:.0f} s; the host took {stolen / 1e9 / seconds:.3f} cores away"
+        engine = sorted(grown, key=lambda key: grown[key][0])[-2:]
+        for key in reversed(engine):
+            ran, waited, turns = grown.pop(key)
+            yield (
+                f"engine's thread {key[3]}: ran {ran / 1e9 / seconds:.1%}, ready but not running "
+                f"{waited / 1e9 / seconds:.1%}, {turns / seconds:.0f} turns a second"
+            )
+        others = Counter()
+        turns = Counter()
+        for key, values in grown.items():
+            whose = "engine's process" if key[0] == engine[-1][0] else key[2]
+            others[whose] += values[0]
+            turns[whose] += values[2]
+        n_turns = turns.total() / seconds
+        yield f"all others: {others.total() / 1e9 / seconds:.1%} of a core, {n_turns:.0f} turns/s"
+        for whose, ran in others.most_common(8):
+            rate = turns[whose] / seconds
+            yield f"  {whose}: {ran / 1e9 / seconds:.1%} of a core, {rate:.0f} turns/s"
+
+
+def measure(side, size, model, is_profiled):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "job.yaml")
         path.write_text(JOB.format(**SIZES[size], model=model, seed=SEED, out=f"{folder}/out"))
-        done = subprocess.run(
-            [sys.executable, __file__, size, "--side", side, "--job", str(path)],
-            env={**os.environ, "COMMAND_AT": str(time.time())},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command_at = time.time()
+        profile = Profile() if is_profiled else nullcontext()
+        with profile:
+            done = subprocess.run(
+                [sys.executable, __file__, size, "--side", side, "--job", str(path)],
+                env={**os.environ, "COMMAND_AT": str(command_at)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         if done.returncode:
             sys.exit(f"{side} failed:\n{done.stderr[-4000:]}")
-        return json.loads(path.with_name("result.json").read_text())
+        found = json.loads(path.with_name("result.json").read_text())
+        if is_profiled:
+            ready_at = command_at + found["start_s"]
+            print(side, *profile.describe(ready_at, ready_at + found["seconds"]), sep="\n  ")
+        return found
 
 
 def main():
@@ -182,6 +266,7 @@ def main():
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--profile", action="store_true", help="tell where the cores went")
     parser.add_argument("--side", choices=SIDES, help="run this side alone, in this process")
     parser.add_argument("--job")
     options = parser.parse_args()
@@ -202,7 +287,7 @@ def main():
         for round_ in range(options.rounds):
             cut = round_ % len(options.sides)
             for side in options.sides[cut:] + options.sides[:cut]:
-                found = measure(side, options.size, model)
+                found = measure(side, options.size, model, options.profile)
                 rates[side].append(found["tokens"] / found["seconds"])
                 starts[side].append(found["start_s"])
                 print(

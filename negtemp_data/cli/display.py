@@ -95,6 +95,8 @@ def describe(progress: Progress) -> str:
         f"{progress.committed_shards}/{progress.planned_shards} shards",
         f"{progress.tokens / progress.seconds:.0f} tok/s",
     ]
+    if progress.judge_tokens:
+        parts.append(f"judge reads {progress.judge_tokens / progress.seconds:.0f} tok/s")
     if made.unverified:
         parts.append(f"{made.unverified} to verify")
     judged = made.accepted + made.rejected
@@ -176,6 +178,8 @@ def describe_live(snapshot: Snapshot) -> str:
     ]
     if total.unverified:
         parts.insert(3, f"{total.unverified} to verify")
+    if snapshot.judge_tokens:
+        parts.insert(3, f"judge reads {snapshot.judge_tokens_per_s:.0f} tok/s")
     if snapshot.still_s >= _QUIET_S:
         parts.append(f"no sign of life for {snapshot.still_s:.0f} s")
     return " · ".join(parts)

@@ -150,6 +150,7 @@ def _as_json(result: Any, output: Any) -> dict[str, Any]:
         "totals": asdict(result.totals),
         "generated": asdict(result.generated),
         "tokens": result.tokens,
+        "judge_tokens": result.judge_tokens,
         "seconds": round(result.seconds, 3),
     }
 
@@ -169,11 +170,13 @@ def _show_end(job: Job, output: Any, result: Any) -> None:
         distinct[arm] = distinct_n(row["token_ids"] or () for row in rows)
     console.print(arms_table(result.totals, console.width, distinct))
     if result.seconds:
-        tokens = result.tokens
-        console.print(
-            f"\n{tokens} tokens in {result.seconds:.0f} s after the engine's start: "
-            f"{tokens / result.seconds:.0f} tok/s"
+        line = (
+            f"\n{result.tokens} tokens in {result.seconds:.0f} s after the engine's start: "
+            f"{result.tokens / result.seconds:.0f} tok/s"
         )
+        if result.judge_tokens:
+            line += f"; the judge's engine read {result.judge_tokens / result.seconds:.0f} tok/s"
+        console.print(line, soft_wrap=True)
     _show_twins(job, output, console)
     root = short_path(output.root)
     console.print(

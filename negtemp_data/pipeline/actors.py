@@ -20,6 +20,7 @@ from negtemp_data.engine.catalogue import folder_here
 from negtemp_data.engine.engine import Engine, EngineSpec
 from negtemp_data.errors import EngineDeadError, EngineStartError, NegtempError, StorageError
 from negtemp_data.jobspec import Job
+from negtemp_data.pipeline.board import report_pause_s
 from negtemp_data.pipeline.judges import EXIT_ENGINE_DEAD, job_judge
 from negtemp_data.pipeline.logs import send_output_to
 from negtemp_data.pipeline.maker import Row, ShardMaker
@@ -31,9 +32,6 @@ from negtemp_data.storage import Output
 
 _MAX_STARTS_IN_VAIN = 5
 _LONGEST_PAUSE_S = 30.0
-_REPORT_EVERY_S = 0.5
-_REPORTS_PER_S = 200
-"""Most reports of all workers together: a seventh of what the board took when it was measured."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,6 @@ class GeneratorActor:
         return self._board.report.remote(self._process, self._worker.counts, work)
 
     def _keep_reporting(self) -> None:
-        pause_s = max(_REPORT_EVERY_S, self._settings.max_replicas / _REPORTS_PER_S)
         while True:
-            time.sleep(pause_s)
+            time.sleep(report_pause_s(self._settings.max_replicas))
             self._report()

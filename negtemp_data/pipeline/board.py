@@ -2,8 +2,18 @@
 
 import time
 
+from negtemp_data.engine.steps import StepLog
 from negtemp_data.pipeline.progress import ArmCounts, Tally, Work
 from negtemp_data.pipeline.suspects import Care, Suspects
+
+_REPORT_EVERY_S = 0.5
+_REPORTS_PER_S = 200
+"""Most reports of all processes together: a seventh of what the board took when it was measured."""
+
+
+def report_pause_s(n_processes: int) -> float:
+    """Seconds between two reports of one of so many processes."""
+    return max(_REPORT_EVERY_S, n_processes / _REPORTS_PER_S)
 
 
 class Board:
@@ -39,6 +49,11 @@ class Board:
         """Replaces the counts of shards, and the work of a process."""
         self._tally.shards |= shards
         self._tally.work[process] = work
+
+    def report_judge(self, pool: str, process: str, steps: StepLog) -> None:
+        """Notes that a judge's process lives, and replaces what its steps have cost."""
+        self._tally.judges[process] = steps
+        self._tally.judges_seen_at[pool] = time.time()
 
     def begin(self, worker: str, shard: int) -> Care | None:
         """See `Suspects.begin`."""

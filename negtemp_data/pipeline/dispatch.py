@@ -1,7 +1,7 @@
 """Hands shards to workers, and starts another worker in the place of each that dies; without Ray.
 
 The dispatcher sleeps until a worker answers; after five seconds without an answer it asks whether
-anybody is left.
+anybody is left, and what they need.
 """
 
 import time
@@ -12,8 +12,8 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple, Protocol
 
 _LOOK_EVERY_S = 5.0
-_LONGEST_WAIT_S = 300.0
-"""For room for a worker, once all are lost; an autoscaler needs minutes for a machine."""
+LONGEST_WAIT_S = 300.0
+"""For room, once all that need it are lost; an autoscaler needs minutes for a machine."""
 _MAX_FALSE_STARTS = 10
 """Deaths in a row, per worker, before it takes shards; a worker that finds its engine dying again
 and again says so before."""
@@ -24,7 +24,7 @@ class WorkerDiedError(Exception):
 
 
 class NoWorkersError(Exception):
-    """Nobody is left to make the shards."""
+    """Nobody is left to make the shards, or what they need is gone."""
 
 
 class Worker(Protocol):
@@ -54,6 +54,9 @@ class Pool(Protocol):
 
     def is_starting(self) -> bool:
         """Whether any worker has found room and starts its engine."""
+
+    def lost_helper(self) -> str | None:
+        """What else the workers need and is gone, for good as it seems; None: nothing."""
 
 
 class _Answer(NamedTuple):
@@ -89,7 +92,8 @@ class Dispatcher:
         """Yields each shard's number once it is committed.
 
         Raises:
-            NoWorkersError: All are lost, and there is no room for others; or none starts.
+            NoWorkersError: All are lost, or what they need is, and there is no room for others; or
+                none starts.
             Exception: What a worker's future raised, but for its death.
         """
         for number in range(n_workers):
@@ -130,12 +134,14 @@ class Dispatcher:
                 self._check_for_room()
 
     def _check_for_room(self) -> None:
+        if lost := self._pool.lost_helper():
+            raise NoWorkersError(lost)
         if self._ready or self._last_death is None or self._pool.is_starting():
             return
-        if time.monotonic() - self._last_death > _LONGEST_WAIT_S:
+        if time.monotonic() - self._last_death > LONGEST_WAIT_S:
             raise NoWorkersError(
                 "all workers are gone, with their machines or without, and there has been no room "
-                f"for another one for {_LONGEST_WAIT_S:.0f} s"
+                f"for another one for {LONGEST_WAIT_S:.0f} s"
             )
 
     def _note_false_start(self, death: WorkerDiedError) -> None:

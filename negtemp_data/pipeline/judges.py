@@ -9,10 +9,11 @@ import json
 import os
 import pickle
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import ray
@@ -20,6 +21,7 @@ import ray
 from negtemp_data.engine.catalogue import folder_here
 from negtemp_data.engine.engine import Engine, EngineSpec, Generation
 from negtemp_data.engine.questions import question_params
+from negtemp_data.engine.steps import StepLog
 from negtemp_data.engine.tokens import PromptEncoder
 from negtemp_data.errors import EngineDeadError, JudgeError, NegtempError, StorageError
 from negtemp_data.jobspec import (
@@ -32,7 +34,9 @@ from negtemp_data.jobspec import (
 )
 from negtemp_data.judging import Judge, build_judge
 from negtemp_data.judging.asking import JudgingEngine, Question
+from negtemp_data.pipeline.board import report_pause_s
 from negtemp_data.pipeline.logs import send_output_to
+from negtemp_data.pipeline.metrics import JudgeMetrics
 from negtemp_data.storage import Output
 
 EXIT_ENGINE_DEAD = 70
@@ -52,41 +56,6 @@ class _Facts(NamedTuple):
     max_model_len: int
 
 
-class JudgeReplica:
-    """One engine of a judge; an actor's plain class."""
-
-    def __init__(self, spec: EngineSpec, model: str, output: Output) -> None:
-        self._failure: NegtempError | None = None
-        self._output = output
-        self._name = f"judge-{ray.util.get_node_ip_address()}-{os.getpid()}"
-        send_output_to(output.logs / f"{self._name}.log")
-        try:
-            output.append_event("judge_starts", worker=self._name)
-            path = folder_here(spec.model_path, model)
-            self._engine = Engine(replace(spec, model_path=path))
-            output.append_event("judge_ready", worker=self._name)
-        except NegtempError as error:
-            self._failure = error
-
-    async def describe(self) -> bytes:
-        """`_Facts`, or the error that kept the engine from starting; pickled."""
-        if self._failure is not None:
-            return pickle.dumps(self._failure)
-        return pickle.dumps(_Facts(self._engine.model_path, self._engine.max_model_len))
-
-    async def answer(self, question: Question) -> Generation:
-        """The engine's answer."""
-        if self._failure is not None:
-            raise self._failure
-        try:
-            return await asyncio.wrap_future(_ask(self._engine, question))
-        except EngineDeadError as error:
-            with suppress(StorageError):
-                self._output.append_event("judge_died", worker=self._name, reason=str(error))
-            # Not an exception: Ray would keep this actor, whose engine is gone.
-            os._exit(EXIT_ENGINE_DEAD)
-
-
 class JudgePool(NamedTuple):
     """Engines that judges of the same needs share."""
 
@@ -100,6 +69,71 @@ class JudgePool(NamedTuple):
     gpus: float
     """Of each replica."""
     is_pooling: bool
+
+    @property
+    def key(self) -> str:
+        """Names it on the board."""
+        return f"{self.model} {self.arguments}"
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """What a replica needs; picklable."""
+
+    run: str
+    """The job's name."""
+    pool: JudgePool
+    engine: EngineSpec
+    output: Output
+
+
+class JudgeReplica:
+    """One engine of a judge; an actor's plain class."""
+
+    def __init__(self, settings: JudgeSettings, board: Any) -> None:
+        self._settings, self._board = settings, board
+        self._failure: NegtempError | None = None
+        self._engine: Engine | None = None
+        self._output = output = settings.output
+        self._name = f"judge-{ray.util.get_node_ip_address()}-{os.getpid()}"
+        send_output_to(output.logs / f"{self._name}.log")
+        threading.Thread(target=self._keep_reporting, name="report", daemon=True).start()
+        try:
+            output.append_event("judge_starts", worker=self._name)
+            path = folder_here(settings.engine.model_path, settings.pool.model)
+            self._engine = Engine(replace(settings.engine, model_path=path))
+            output.append_event("judge_ready", worker=self._name)
+        except NegtempError as error:
+            self._failure = error
+
+    async def describe(self) -> bytes:
+        """`_Facts`, or the error that kept the engine from starting; pickled."""
+        if self._engine is None:
+            return pickle.dumps(self._failure)
+        return pickle.dumps(_Facts(self._engine.model_path, self._engine.max_model_len))
+
+    async def answer(self, question: Question) -> Generation:
+        """The engine's answer."""
+        if self._engine is None:
+            assert self._failure is not None
+            raise self._failure
+        try:
+            return await asyncio.wrap_future(_ask(self._engine, question))
+        except EngineDeadError as error:
+            with suppress(StorageError):
+                self._output.append_event("judge_died", worker=self._name, reason=str(error))
+            # Not an exception: Ray would keep this actor, whose engine is gone.
+            os._exit(EXIT_ENGINE_DEAD)
+
+    def _keep_reporting(self) -> None:
+        """Tells the board that this process lives, from before its engine starts."""
+        settings = self._settings
+        metrics = JudgeMetrics(settings.run, settings.pool.model)
+        while True:
+            steps = self._engine.steps if self._engine is not None else StepLog()
+            metrics.saw_tokens(steps.prompt_tokens)
+            self._board.report_judge.remote(settings.pool.key, self._name, steps)
+            time.sleep(report_pause_s(settings.engine.replicas))
 
 
 def judge_pools(job: Job, model_paths: Mapping[str, str], has_gpus: bool) -> dict[str, JudgePool]:
@@ -125,32 +159,48 @@ def judge_pools(job: Job, model_paths: Mapping[str, str], has_gpus: bool) -> dic
 
 
 def start_pools(
-    pools: Mapping[str, JudgePool], n_engines: int, output: Output
+    job: Job, output: Output, pools: Mapping[str, JudgePool], n_engines: int, board: Any
 ) -> dict[str, list[Any]]:
     """Starts the replicas of all pools; those of each judge by its path in the job file."""
-    started = {pool: _start(pool, n_engines, output) for pool in set(pools.values())}
+    started = {
+        pool: _start(_settings(job, output, pool, n_engines), board) for pool in set(pools.values())
+    }
     return {path: started[pool] for path, pool in pools.items()}
 
 
-def _start(pool: JudgePool, n_engines: int, output: Output) -> list[Any]:
-    """Actors that wait for their GPUs, and that Ray starts anew when they die."""
-    spec = EngineSpec(
+def lost_judge(
+    pools: Iterable[JudgePool], seen_at: Mapping[str, float], since: float
+) -> str | None:
+    """Model of a pool whose processes have all been silent since that time; None: there is none.
+
+    A pool that never said a word still waits for its first place.
+    """
+    return next((pool.model for pool in pools if seen_at.get(pool.key, since) < since), None)
+
+
+def _settings(job: Job, output: Output, pool: JudgePool, n_engines: int) -> JudgeSettings:
+    engine = EngineSpec(
         model_path=pool.model_path,
         arguments=json.loads(pool.arguments),
         is_cpu=not pool.gpus,
         replicas=n_engines,
         is_pooling=pool.is_pooling,
     )
+    return JudgeSettings(job.name, pool, engine, output)
+
+
+def _start(settings: JudgeSettings, board: Any) -> list[Any]:
+    """Actors that wait for their GPUs, and that Ray starts anew when they die."""
     options: dict[str, Any] = {
         "num_cpus": 0,  # the worker that waits for it holds the slots
-        "num_gpus": pool.gpus,
+        "num_gpus": settings.pool.gpus,
         "max_restarts": -1,
         "max_task_retries": _MAX_DEATHS,
         "max_concurrency": _MOST_REQUESTS,
         "scheduling_strategy": "SPREAD",
     }
     replica = ray.remote(JudgeReplica).options(**options)
-    return [replica.remote(spec, pool.model, output) for _ in range(pool.replicas)]
+    return [replica.remote(settings, board) for _ in range(settings.pool.replicas)]
 
 
 class LocalEngine:

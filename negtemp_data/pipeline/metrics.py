@@ -31,6 +31,22 @@ class WorkerMetrics:
         self._rows.inc(1, {"arm": row["arm"], "status": row["status"]})
 
 
+class JudgeMetrics:
+    """What a judge's engine reads."""
+
+    def __init__(self, run: str, model: str) -> None:
+        """Counts under the names of a job and a model."""
+        self._tokens = _counter(run, "judge_tokens", "Tokens that judges' engines read", "model")
+        self._model = model
+        self._n_tokens = 0
+
+    def saw_tokens(self, n_tokens: int) -> None:
+        """Takes the number of tokens so far."""
+        if n_tokens > self._n_tokens:
+            self._tokens.inc(n_tokens - self._n_tokens, {"model": self._model})
+            self._n_tokens = n_tokens
+
+
 class DriverMetrics:
     """What the driver sees; workers may be gone before anybody asks them."""
 

@@ -47,10 +47,12 @@ class Reporter(Protocol):
 class _Past(NamedTuple):
     at: float
     work: Work
+    judge_tokens: int
 
 
 class _Rates(NamedTuple):
     tokens_per_s: float
+    judge_tokens_per_s: float
     rows_per_s: dict[str, float]
     """By arm."""
 
@@ -90,12 +92,12 @@ class Monitor:
         with self._lock:
             self._tally = tally
             now = self._clock()
-            self._past.append(_Past(now, tally.total))
+            self._past.append(_Past(now, tally.total, tally.judge_steps.prompt_tokens))
             while now - self._past[0].at > _LATELY_S:
                 self._past.popleft()
             progress, snapshot = self._progress(), self._snapshot()
         self._reporter.progress(progress)
-        signs = (tally.moves, tally.total.steps.steps)
+        signs = (tally.moves, tally.total.steps.steps, tally.judge_steps.steps)
         standstill = self._stalls.observe(signs, Stage(snapshot.stage))
         if standstill is not None:
             self._tell(standstill, snapshot)
@@ -125,6 +127,7 @@ class Monitor:
             earlier_rows=sum(counts.rows for counts in self._earlier.values()),
             made=sum(self._made_and_open().values(), RowCounts()),
             tokens=self._tally.total.tokens,
+            judge_tokens=self._tally.judge_steps.prompt_tokens,
             seconds=time.time() - ready_at if ready_at else 0.0,
         )
 
@@ -151,18 +154,21 @@ class Monitor:
             },
             tokens=self._tally.total.tokens,
             tokens_per_s=lately.tokens_per_s,
+            judge_tokens=self._tally.judge_steps.prompt_tokens,
+            judge_tokens_per_s=lately.judge_tokens_per_s,
             engines=len(self._tally.engines),
             starts_in_vain=self._tally.starts_in_vain,
         )
 
     def _lately(self) -> _Rates:
         if len(self._past) < 2:
-            return _Rates(0.0, {})
+            return _Rates(0.0, 0.0, {})
         first, last = self._past[0], self._past[-1]
         seconds = last.at - first.at
         rows = last.work.rows - first.work.rows
         return _Rates(
             round((last.work.tokens - first.work.tokens) / seconds, 1),
+            round((last.judge_tokens - first.judge_tokens) / seconds, 1),
             {arm: round(n / seconds, 2) for arm, n in rows.items()},
         )
 

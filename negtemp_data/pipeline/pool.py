@@ -9,7 +9,8 @@ cores, it waits for each other process that wakes up.
 """
 
 import pickle
-from collections.abc import Generator, Iterable, Mapping, Sequence
+import time
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,14 @@ from negtemp_data.errors import RunError
 from negtemp_data.jobspec import Job, count_gpus
 from negtemp_data.pipeline.actors import GeneratorActor, WorkerSettings
 from negtemp_data.pipeline.board import Board
-from negtemp_data.pipeline.dispatch import Dispatcher, NoWorkersError, Worker, WorkerDiedError
-from negtemp_data.pipeline.judges import JudgePool, judge_pools, start_pools
+from negtemp_data.pipeline.dispatch import (
+    LONGEST_WAIT_S,
+    Dispatcher,
+    NoWorkersError,
+    Worker,
+    WorkerDiedError,
+)
+from negtemp_data.pipeline.judges import judge_pools, lost_judge, start_pools
 from negtemp_data.pipeline.progress import Tally
 from negtemp_data.pipeline.reuse import OldRows
 from negtemp_data.prompts import prompts_per_shard
@@ -84,9 +91,9 @@ class WorkerPool:
         self._board: Any = board.remote()
         adapter = inputs.adapter
         pools = judge_pools(job, inputs.judge_paths, has_gpus)
-        distinct = set(pools.values())
-        n_engines = self._replicas.max + sum(pool.replicas for pool in distinct)
-        self._check_gpus(distinct, resources.get("GPU", 0.0))
+        self._judge_pools = set(pools.values())
+        n_engines = self._replicas.max + sum(pool.replicas for pool in self._judge_pools)
+        self._check_gpus(resources.get("GPU", 0.0))
         self._settings = WorkerSettings(
             job=job,
             output=output,
@@ -99,7 +106,7 @@ class WorkerPool:
             ),
             max_replicas=self._replicas.max,
             shards_in_flight=_shards_in_flight(job),
-            judges=start_pools(pools, n_engines, output),
+            judges=start_pools(job, output, pools, n_engines, self._board),
             old_rows=inputs.old_rows,
         )
         self._actor = ray.remote(GeneratorActor).options(
@@ -109,9 +116,10 @@ class WorkerPool:
             scheduling_strategy="SPREAD",
         )
 
-    def _check_gpus(self, pools: Iterable[JudgePool], available: float) -> None:
+    def _check_gpus(self, available: float) -> None:
         """Replicas that never find a place would keep the others waiting without a word."""
-        needed = self._gpus * self._replicas.min + sum(pool.replicas * pool.gpus for pool in pools)
+        judges = sum(pool.replicas * pool.gpus for pool in self._judge_pools)
+        needed = self._gpus * self._replicas.min + judges
         if needed > available:
             raise RunError(
                 f"the generator's and the judges' replicas need {needed:g} GPUs together, and the "
@@ -155,6 +163,17 @@ class WorkerPool:
     def is_starting(self) -> bool:
         """See `dispatch.Pool`."""
         return bool(self.read_board().starting)
+
+    def lost_helper(self) -> str | None:
+        """See `dispatch.Pool`: a judge of whose engines none has said a word for long."""
+        seen_at = self.read_board().judges_seen_at
+        lost = lost_judge(self._judge_pools, seen_at, time.time() - LONGEST_WAIT_S)
+        if lost is None:
+            return None
+        return (
+            f"all engines of the judge {lost} are gone, with their machines or without, and there "
+            f"has been no room for another one for {LONGEST_WAIT_S:.0f} s"
+        )
 
 
 class _RayWorker:

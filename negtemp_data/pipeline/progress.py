@@ -73,6 +73,8 @@ class Progress:
     """Rows of this run's shards, those of unfinished ones included."""
     tokens: int
     """Tokens that this run has generated."""
+    judge_tokens: int
+    """Tokens that judges' engines of their own have read."""
     seconds: float
     """Since the first engine was ready; 0 before."""
 
@@ -97,11 +99,20 @@ class Tally:
     """Time (seconds since the epoch) at which the first engine was ready."""
     starting: set[str] = field(default_factory=set)
     """Workers whose engines are being started."""
+    judges: dict[str, StepLog] = field(default_factory=dict)
+    """What the steps of each judge's process have cost, those that are gone included."""
+    judges_seen_at: dict[str, float] = field(default_factory=dict)
+    """Time (seconds since the epoch) of the last word from any process of a judge, by its pool."""
 
     @property
     def total(self) -> Work:
         """What all processes have done."""
         return sum(self.work.values(), Work())
+
+    @property
+    def judge_steps(self) -> StepLog:
+        """What the steps of judges' engines of their own have cost."""
+        return sum(self.judges.values(), StepLog())
 
     def rows_of(self, shards: Iterable[int]) -> ArmCounts:
         """Rows of some of the shards."""

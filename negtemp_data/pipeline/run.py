@@ -78,6 +78,8 @@ class RunResult:
     """Those shards that this run committed itself."""
     tokens: int
     """Tokens that this run generated; rows that an earlier run had kept cost none."""
+    judge_tokens: int
+    """Tokens that judges' engines of their own read."""
     seconds: float
     """From the first engine's readiness to the last commit; 0 if nothing was left to do."""
     steps: StepLog
@@ -287,6 +289,7 @@ class _Run:
             totals=totals,
             generated=summarise({shard: self._entries[shard] for shard in self._made}),
             tokens=tally.total.tokens,
+            judge_tokens=tally.judge_steps.prompt_tokens,
             seconds=time.time() - tally.ready_at if tally.ready_at else 0.0,
             steps=tally.total.steps,
         )

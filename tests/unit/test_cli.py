@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -483,6 +484,9 @@ def test_progress_is_described_in_one_line(
         earlier_rows=earlier,
         made=made,
         tokens=tokens,
+        judge_tokens=0,
         seconds=10.0,
     )
     assert describe(progress) == text
+    reading = replace(progress, judge_tokens=7000)
+    assert describe(reading) == text.replace("tok/s", "tok/s · judge reads 700 tok/s")

@@ -64,6 +64,9 @@ class FakePool:
     def is_starting(self):
         return False
 
+    def lost_helper(self):
+        return None
+
     def ask(self, worker, shard):
         future = Future()
         if shard is None:
@@ -146,7 +149,7 @@ def test_a_failure_ends_the_run():
 
 def test_a_lost_worker_is_waited_for_only_while_nobody_works(monkeypatch):
     monkeypatch.setattr(dispatch, "_LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(dispatch, "_LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(dispatch, "LONGEST_WAIT_S", 0.05)
     # Two find room, and nobody who replaces one of them: the other one makes all.
     pool = FakePool(lives=[4], room=2)
     assert sorted(Dispatcher(pool, range(30), IN_FLIGHT).run(2)) == list(range(30))
@@ -154,6 +157,15 @@ def test_a_lost_worker_is_waited_for_only_while_nobody_works(monkeypatch):
     pool = FakePool(lives=[4, 9], room=2)
     with pytest.raises(NoWorkersError, match="no room"):
         list(Dispatcher(pool, range(60), IN_FLIGHT).run(2))
+
+
+def test_what_the_workers_need_and_is_gone_ends_the_run(monkeypatch):
+    monkeypatch.setattr(dispatch, "_LOOK_EVERY_S", 0.01)
+    pool = FakePool(room=0)
+    words = iter([None, None, "the judge is gone"])
+    pool.lost_helper = lambda: next(words)
+    with pytest.raises(NoWorkersError, match="the judge is gone"):
+        list(Dispatcher(pool, range(3), IN_FLIGHT).run(1))
 
 
 def test_workers_that_die_before_they_start_end_the_run():

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from negtemp_data.engine.steps import StepLog
 from negtemp_data.pipeline.board import Board
 from negtemp_data.pipeline.monitor import Monitor
 from negtemp_data.pipeline.progress import Progress, RowCounts, Work
@@ -94,11 +95,13 @@ def test_rates_are_those_of_the_last_half_minute(output: Output) -> None:
         board.report("p-1", {}, work)
         # Another process is gone; what it did long ago is no news.
         board.report("p-0", {}, Work(tokens=100_000))
+        board.report_judge("judge", "j-1", StepLog.of_step(8, 500 * n, 1.0, 8))
         monitor.look(board.read())
         clock.now += 1 if n < 10 else 10
     seen = read_snapshot(output)
     assert seen is not None
     assert (seen.tokens, seen.tokens_per_s) == (100_800, 2.0)
+    assert (seen.judge_tokens, seen.judge_tokens_per_s) == (20_000, 50.0)
     assert [arm.rows_per_s for arm in seen.arms.values()] == [0.0, 0.2]
 
 
@@ -135,6 +138,19 @@ def test_a_standstill_is_a_warning_and_two_events(output: Output) -> None:
         {"time": None, "event": "stalled", **stalled},
         {"time": None, "event": "goes_on", "stage": "judging", "seconds": 240},
     ]
+
+
+def test_a_judge_that_works_is_a_sign_of_life(output: Output) -> None:
+    clock, listener, board = Clock(), Listener(), Board()
+    monitor = Monitor(output, PLAN, [], listener, clock)
+    board.engine_ready("actor")
+    steps = StepLog()
+    for _ in range(6):
+        steps += StepLog.of_step(8, 500, 1.0, 8)
+        board.report_judge("judge", "j-1", steps)
+        monitor.look(board.read())
+        clock.now += 60
+    assert listener.warnings == []
 
 
 def test_a_full_disk_does_not_end_the_watching(output: Output) -> None:

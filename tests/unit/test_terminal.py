@@ -87,6 +87,7 @@ def test_progress_on_a_pipe_is_a_line_now_and_then(
         earlier_rows=0,
         made=RowCounts(accepted=10),
         tokens=99,
+        judge_tokens=0,
         seconds=10.0,
     )
     for now in (1000.0, 1003.0, 1003.5, 1006.0):
@@ -109,7 +110,7 @@ with os.fdopen(os.dup(2), "w", buffering=1) as screen:
     display = RunDisplay(screen, quiet=False)
     with captured_output(Path(sys.argv[1])):
         print("a library warns", file=sys.stderr)
-        display.progress(Progress(100, 5, 1, 0, RowCounts(accepted=10), 99, 10.0))
+        display.progress(Progress(100, 5, 1, 0, RowCounts(accepted=10), 99, 0, 10.0))
         time.sleep(1)  # some refreshes
     display.close()
 """

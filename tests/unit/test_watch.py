@@ -58,6 +58,8 @@ def say(output: Output, **fields: Any) -> None:
         "arms": {"control": ARM, "negative": ARM},
         "tokens": 500,
         "tokens_per_s": 321.4,
+        "judge_tokens": 0,
+        "judge_tokens_per_s": 0.0,
         "engines": 2,
         "starts_in_vain": 0,
     }

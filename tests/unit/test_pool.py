@@ -1,0 +1,72 @@
+"""What Ray says of its actors, as the dispatcher hears it; and judges that are lost."""
+
+import pickle
+from concurrent.futures import Future
+
+import pytest
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
+
+from negtemp_data.errors import EngineStartError, NegtempError
+from negtemp_data.pipeline.dispatch import WorkerDiedError
+from negtemp_data.pipeline.judges import JudgePool, lost_judge
+from negtemp_data.pipeline.pool import _told
+
+
+class Answer:
+    """An object reference of Ray, as far as it matters."""
+
+    def __init__(self):
+        self.result = Future()
+
+    def future(self):
+        return self.result
+
+
+def told(*, value=b"", error=None):
+    answer = Answer()
+    future = _told(answer)
+    assert not future.done()
+    if error is None:
+        answer.result.set_result(value)
+    else:
+        answer.result.set_exception(error)
+    return future
+
+
+def test_an_empty_answer_is_success():
+    assert told().result() is None
+
+
+def test_a_failure_travels_as_bytes():
+    future = told(value=pickle.dumps(EngineStartError("no such model")))
+    with pytest.raises(NegtempError, match="no such model"):
+        future.result()
+
+
+@pytest.mark.parametrize(
+    "error", [ActorDiedError(), NodeDiedError("gone"), OutOfMemoryError("killed")]
+)
+def test_a_death_is_told_as_one(error):
+    with pytest.raises(WorkerDiedError, match=r"\S"):
+        told(error=error).result()
+
+
+def test_an_actor_that_can_not_be_made_is_no_death():
+    class NotBornError(ActorDiedError):
+        actor_init_failed = True
+
+    with pytest.raises(NotBornError):
+        told(error=NotBornError()).result()
+
+
+def test_a_bug_is_no_death():
+    error = RayTaskError("make", "traceback", KeyError("a bug"))
+    with pytest.raises(RayTaskError):
+        told(error=error).result()
+
+
+def test_a_judge_is_lost_when_no_process_of_its_pool_speaks():
+    first, second = (JudgePool(name, "/models", "{}", 2, 1.0, False) for name in ("a", "b"))
+    assert lost_judge([first, second], {}, since=100.0) is None
+    assert lost_judge([first, second], {first.key: 101.0}, since=100.0) is None
+    assert lost_judge([first, second], {first.key: 101.0, second.key: 99.0}, since=100.0) == "b"
