@@ -113,19 +113,23 @@ def test_an_unfinished_output_that_nobody_writes_to_ends_the_watching_at_once(
 def test_watching_prints_a_line_a_change_and_ends_with_the_run(output: Output) -> None:
     command = [PROGRAM, "status", output.root, "--watch"]
     quiet = {"PYTHONUNBUFFERED": "1"}
-    with ExitStack() as run:
-        run.enter_context(hold_lock(output))
+    with ExitStack() as lock:
+        lock.enter_context(hold_lock(output))
         say(output)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=quiet) as watcher:
+        with (
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=quiet) as watcher,
+            ExitStack() as run,
+        ):
+            run.callback(watcher.kill)  # where an assertion fails it would go on watching
             assert watcher.stdout is not None
             assert "1/2 shards · 321 tok/s · 6 to verify" in watcher.stdout.readline()
             say(output, tokens_per_s=99.0, stage="judging")
             assert "99 tok/s" in watcher.stdout.readline()
             say(output, tokens_per_s=77.0, stage="judging")  # no change that matters
             finish(output)
-            run.close()
+            lock.close()
             rest = watcher.stdout.read()
-    assert watcher.wait() == 0
+            assert watcher.wait() == 0
     assert "2 of 2 shards" in rest and "tok/s" not in rest
 
 
