@@ -15,7 +15,7 @@ the engine; `ray.data.llm` is its vLLM processor, rows kept in memory.
 
 `--profile` reads the kernel's accounts of all threads every two seconds, and tells where the cores
 went while the engine worked: what its two threads of arithmetic ran, how long they were ready to
-run and another thread had their core, what all others ran, and what the host took away.
+run and another thread had their core, and what all others ran.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -143,14 +143,13 @@ def run_negtemp(job_path, command_at):
     command = [sys.executable, "-m", "negtemp_data", "run", job_path, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     result = json.loads(done.stdout)
-    events = Path(result["output"], "_run", "events.jsonl").read_text().splitlines()
-    finished = json.loads(events[-1])
-    assert finished["event"] == "run_finished"
-    ended_at = datetime.fromisoformat(finished["time"]).timestamp()
+    lines = Path(result["output"], "_run", "events.jsonl").read_text().splitlines()
+    (ready,) = (line for line in map(json.loads, lines) if line["event"] == "engine_ready")
+    ready_at = datetime.fromisoformat(ready["time"]).timestamp()
     return {
         "tokens": result["tokens"],
         "seconds": result["seconds"],
-        "start_s": ended_at - result["seconds"] - command_at,
+        "start_s": ready_at - command_at,
     }
 
 
@@ -191,19 +190,13 @@ class Profile:
 
     @staticmethod
     def _read():
-        """Nanoseconds run, nanoseconds waited and turns by thread; the host's part by itself."""
+        """Nanoseconds run, nanoseconds waited and turns of each thread, with its names."""
         accounts = {}
         for path in Path("/proc").glob("[0-9]*/task/[0-9]*"):
-            try:
-                numbers = (path / "schedstat").read_text().split()
-                # Raylets and workers rename themselves; one command is many threads.
-                command = (path.parents[1] / "comm").read_text().strip()
-                name = (path / "comm").read_text().strip()
-            except OSError:  # it has ended
-                continue
-            accounts[path.parents[1].name, path.name, command, name] = tuple(map(int, numbers))
-        stolen = int(Path("/proc/stat").read_text().split()[8])
-        accounts["host"] = stolen * 10**9 // os.sysconf("SC_CLK_TCK"), 0, 0
+            with suppress(OSError):  # it has ended
+                numbers = [int(number) for number in (path / "schedstat").read_text().split()]
+                process = (path.parents[1] / "comm").read_text().strip()
+                accounts[path.parents[1].name, path.name] = process, numbers
         return accounts
 
     def describe(self, begin, end):
@@ -211,28 +204,27 @@ class Profile:
         inside = [snapshot for snapshot in self._snapshots if begin <= snapshot[0] <= end]
         (first_at, first), (last_at, last) = inside[0], inside[-1]
         seconds = last_at - first_at
-        nothing = (0, 0, 0)
-        grown = {
-            key: [now - then for now, then in zip(last[key], first.get(key, nothing), strict=True)]
-            for key in last
-        }
-        stolen = grown.pop("host")[0]
-        yield f"{seconds:.0f} s; the host took {stolen / 1e9 / seconds:.3f} cores away"
-        engine = sorted(grown, key=lambda key: grown[key][0])[-2:]
+        grown = {}
+        for key, (process, numbers) in last.items():
+            before = first[key][1] if key in first else (0, 0, 0)
+            grown[key] = process, [now - then for now, then in zip(numbers, before, strict=True)]
+        engine = sorted(grown, key=lambda key: grown[key][1][0])[-2:]
+        yield f"{seconds:.0f} s"
         for key in reversed(engine):
-            ran, waited, turns = grown.pop(key)
+            process, (ran, waited, turns) = grown.pop(key)
             yield (
-                f"engine's thread {key[3]}: ran {ran / 1e9 / seconds:.1%}, ready but not running "
-                f"{waited / 1e9 / seconds:.1%}, {turns / seconds:.0f} turns a second"
+                f"engine's thread in {process}: ran {ran / 1e9 / seconds:.1%}, ready but not "
+                f"running {waited / 1e9 / seconds:.1%}, {turns / seconds:.0f} turns/s"
             )
-        others = Counter()
-        turns = Counter()
-        for key, values in grown.items():
-            whose = "engine's process" if key[0] == engine[-1][0] else key[2]
-            others[whose] += values[0]
-            turns[whose] += values[2]
-        n_turns = turns.total() / seconds
-        yield f"all others: {others.total() / 1e9 / seconds:.1%} of a core, {n_turns:.0f} turns/s"
+        others, turns = Counter(), Counter()
+        for key, (process, numbers) in grown.items():
+            whose = "others in the engine's process" if key[0] == engine[-1][0] else process
+            others[whose] += numbers[0]
+            turns[whose] += numbers[2]
+        yield (
+            f"all others: {others.total() / 1e9 / seconds:.1%} of a core, "
+            f"{turns.total() / seconds:.0f} turns/s"
+        )
         for whose, ran in others.most_common(8):
             rate = turns[whose] / seconds
             yield f"  {whose}: {ran / 1e9 / seconds:.1%} of a core, {rate:.0f} turns/s"

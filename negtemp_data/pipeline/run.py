@@ -251,6 +251,8 @@ class _Run:
             if shard in self._entries:
                 remove_wip(self._output, shard)
         self._made: set[int] = set()
+        self._committed_at = 0.0
+        """Seconds since the epoch."""
         self._layout_due = 0.0
 
     def finish_plan(self) -> RunResult:
@@ -290,7 +292,7 @@ class _Run:
             generated=summarise({shard: self._entries[shard] for shard in self._made}),
             tokens=tally.total.tokens,
             judge_tokens=tally.judge_steps.prompt_tokens,
-            seconds=time.time() - tally.ready_at if tally.ready_at else 0.0,
+            seconds=self._committed_at - tally.ready_at if tally.ready_at else 0.0,
             steps=tally.total.steps,
         )
 
@@ -307,6 +309,7 @@ class _Run:
                 entry = read_entry(self._output, shard) or describe_shard(self._output, shard)
                 self._entries[shard] = entry
                 self._made.add(shard)
+                self._committed_at = time.time()
                 monitor.commit(entry)
                 metrics.committed()
                 self._output.append_event(
