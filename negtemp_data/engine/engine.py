@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from negtemp_data.engine.arguments import machine_defaults, prepare_environment
 from negtemp_data.engine.compile import KEY
+from negtemp_data.engine.cores import CoreShare
 from negtemp_data.engine.steps import StepLog
 from negtemp_data.errors import EngineDeadError, EngineStartError, GenerationError, quote
 from negtemp_data.sampling import Injection, Schedule, Trace
@@ -156,14 +157,18 @@ class Engine:
         self._thread.join(_CLOSE_TIMEOUT_S)
 
     def _run(self, spec: EngineSpec, started: "Future[None]") -> None:
+        cores = None
         try:
+            prepare_environment(spec.is_cpu)
+            if spec.is_cpu:
+                cores = CoreShare(max(1, len(os.sched_getaffinity(0)) // spec.replicas))
             self._llm = _start(spec)
         except BaseException as error:  # vLLM raises whatever its parts raise
             started.set_exception(EngineStartError(_start_message(spec, error)))
             return
         started.set_result(None)
         try:
-            self._serve()
+            self._serve(cores)
         except Exception as error:  # classified once: a step that raises leaves a dead engine
             self._death = EngineDeadError(f"the engine died: {type(error).__name__}: {error}")
             for submission in self._open.values():
@@ -172,8 +177,10 @@ class Engine:
         finally:
             self._llm.engine_core.shutdown()
 
-    def _serve(self) -> None:
+    def _serve(self, cores: CoreShare | None) -> None:
         while True:
+            if cores is not None:
+                cores.hold()
             is_open = self._admit(wait=not self._llm.has_unfinished_requests())
             if self._llm.has_unfinished_requests():
                 outputs = self._step()
@@ -281,9 +288,6 @@ def check_schedules(engine: Engine, schedules: Mapping[str, Schedule]) -> None:
 
 
 def _start(spec: EngineSpec) -> "LLMEngine":
-    prepare_environment(spec.is_cpu)
-    if spec.is_cpu:
-        _take_cores(max(1, len(os.sched_getaffinity(0)) // spec.replicas))
     from vllm import EngineArgs, LLMEngine  # noqa: PLC0415
     from vllm.usage.usage_lib import UsageContext  # noqa: PLC0415
 
@@ -300,25 +304,6 @@ def _start(spec: EngineSpec) -> "LLMEngine":
         # is known only now.
         config.model_config.logits_processors = [processor_for(config)]
     return LLMEngine.from_vllm_config(config, disable_log_stats=True)
-
-
-def _take_cores(n_threads: int) -> None:
-    """Gives this thread a pool of OpenMP threads, and other threads none.
-
-    Ray allows a worker one thread (OMP_NUM_THREADS). The number is each thread's own, and vLLM
-    makes it final when the engine starts. With more pool threads than cores libgomp hardly lets
-    them spin (GOMP_SPINCOUNT in its manual), and waking them costs more than many operations take.
-    """
-    import torch  # noqa: PLC0415
-
-    # vLLM replaces torch.set_num_threads, which another engine of this process would call.
-    set_num_threads = torch._C.set_num_threads
-    set_num_threads(n_threads)
-    # A thread takes over the last number set anywhere when it first asks; this one asks now.
-    torch.get_num_threads()
-    others = threading.Thread(target=set_num_threads, args=(1,))
-    others.start()
-    others.join()
 
 
 def processor_for(config: "VllmConfig") -> str:

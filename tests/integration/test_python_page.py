@@ -27,4 +27,4 @@ def test_the_first_example_runs(smol_model: str, tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "32"
-    assert (tmp_path / "out/dpo/README.md").is_file()
+    assert (tmp_path / "out/sft/README.md").is_file()
