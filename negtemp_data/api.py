@@ -160,7 +160,6 @@ def check(out: AnyPath) -> CheckReport:
         OutputError: It is no output.
     """
     output = Output(out)
-    output.read_fingerprint()
     plan = load_plan(output.run)
     if plan is None:
         return check_output(output)

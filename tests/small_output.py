@@ -99,6 +99,15 @@ def make_injection(position: int, token_id: int) -> dict[str, Any]:
     }
 
 
+def make_siblings(n_prompts: int) -> list[dict[str, Any]]:
+    """Of each prompt an accepted row of the control arm, and a rejected one of the other."""
+    return [
+        make_sample(f"p{number}", arm, status=status, score=score)
+        for number in range(n_prompts)
+        for arm, status, score in (("control", "accepted", 3.0), ("negative", "rejected", 2.0))
+    ]
+
+
 def write_output(
     folder: Path | str,
     shards: Iterable[list[Mapping[str, Any]]],

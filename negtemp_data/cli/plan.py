@@ -223,7 +223,8 @@ def _print_summary(job: Job, summary: dict[str, Any]) -> None:
     bad = f" ({summary['bad_prompts']} can't be used)" if summary["bad_prompts"] else ""
     _echo(
         f"{summary['prompts']} prompts{bad} × {job.samples_per_prompt} samples = {summary['rows']} "
-        f"rows in {summary['shards']} shards of {summary['prompts_per_shard']} prompts; at most "
+        f"rows in {summary['shards']} shard{'s' * (summary['shards'] != 1)} of "
+        f"{summary['prompts_per_shard']} prompts; at most "
         f"{summary['max_completion_tokens']:,} completion tokens"
     )
 

@@ -53,7 +53,7 @@ class Board:
     def report_judge(self, pool: str, process: str, steps: StepLog) -> None:
         """Notes that a judge's process lives, and replaces what its steps have cost."""
         self._tally.judges[process] = steps
-        self._tally.judges_seen_at[pool] = time.time()
+        self._tally.judges_seen_at[pool] = time.monotonic()
 
     def begin(self, worker: str, shard: int) -> Care | None:
         """See `Suspects.begin`."""

@@ -73,7 +73,7 @@ class JudgePool(NamedTuple):
     @property
     def key(self) -> str:
         """Names it on the board."""
-        return f"{self.model} {self.arguments}"
+        return repr(self)
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ class WorkerPool:
     def lost_helper(self) -> str | None:
         """See `dispatch.Pool`: a judge of whose engines none has said a word for long."""
         seen_at = self.read_board().judges_seen_at
-        lost = lost_judge(self._judge_pools, seen_at, time.time() - LONGEST_WAIT_S)
+        lost = lost_judge(self._judge_pools, seen_at, time.monotonic() - LONGEST_WAIT_S)
         if lost is None:
             return None
         return (

@@ -1,6 +1,7 @@
 """Rows of a shard on a real engine: attempts, siblings and twins."""
 
 import asyncio
+import os
 import threading
 
 import numpy as np
@@ -259,3 +260,22 @@ def test_the_likelihood_of_a_prompt_is_that_of_its_tokens(tiny_engine, tiny_mode
     expected = logprobs.gather(1, torch.tensor(ids[1:])[:, None]).squeeze(1)
     assert np.isnan(answer.prompt_logprobs[0])
     assert answer.prompt_logprobs[1:] == pytest.approx(expected.numpy(), abs=1e-3)
+
+
+def test_the_engines_thread_gets_its_cores_back_from_a_library(tiny_engine, monkeypatch):
+    import torch
+
+    seen, step = [], tiny_engine._step
+
+    def spy():
+        seen.append(torch.get_num_threads())
+        outputs = step()
+        torch._C.set_num_threads(1)  # as the first parallel loop of vLLM's AMX kernels does
+        return outputs
+
+    monkeypatch.setattr(tiny_engine, "_step", spy)
+    job = make_job(samples={"control": 1})
+    rows = ShardMaker(job, tiny_engine, None).make(PROMPTS, Listener(), Earlier({}, {}))
+    assert len(rows) == len(PROMPTS)
+    assert len(seen) > 3
+    assert set(seen) == {len(os.sched_getaffinity(0))}

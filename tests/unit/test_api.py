@@ -8,14 +8,10 @@ import pytest
 
 import negtemp_data
 from negtemp_data.errors import ExportError, OutputError
-from small_output import make_sample, write_output
+from small_output import make_siblings, write_output
 
 PAGE = Path(__file__).parents[2] / "docs/python.md"
-ROWS = [
-    make_sample(f"p{number}", arm, status=status, score=score)
-    for number in range(12)
-    for arm, status, score in (("control", "accepted", 3.0), ("negative", "rejected", 2.0))
-]
+ROWS = make_siblings(12)
 
 
 @pytest.fixture

@@ -13,13 +13,9 @@ from click.testing import CliRunner, Result
 
 from negtemp_data.cli.main import negtemp
 from negtemp_data.errors import ExportError, NegtempError, RunError
-from small_output import make_sample, write_output
+from small_output import make_siblings, write_output
 
-ROWS = [
-    make_sample(f"p{number}", arm, status=status, score=score)
-    for number in range(12)
-    for arm, status, score in (("control", "accepted", 3.0), ("negative", "rejected", 2.0))
-]
+ROWS = make_siblings(12)
 
 
 @pytest.fixture
