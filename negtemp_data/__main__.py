@@ -3,6 +3,7 @@
 An interrupt is one line from the start, which is why click is imported in here.
 """
 
+import signal
 import sys
 
 EXIT_INTERRUPTED = 130
@@ -17,6 +18,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         sys.exit(EXIT_INTERRUPTED)
+    finally:
+        # What libraries do at the interpreter's end would answer with tracebacks.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def cluster_findings(address: str) -> Iterator[Finding]:
     except ClusterError as error:
         yield Finding("problem", str(error), f"curl {address}/api/version")
         return
-    yield Finding("ok", f"Ray cluster at {address}: {len(nodes)} machines")
+    yield Finding("ok", f"Ray cluster at {address}: {len(nodes)} machine{'s' * (len(nodes) != 1)}")
     yield _compare(client.cluster_version, client.own_version)
     gpus = sum(node.gpus for node in nodes)
     memory = [gib for node in nodes for gib in node.gpu_memory_gib]

@@ -25,6 +25,13 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """What Ray takes where nothing is given."""
 
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers that tell of each upload; Ray sets a level of their own for two of them."""
+
 _TIMEOUT_S = 60.0
 _COMING_UP_S = 60.0
 """Seconds for which a cluster may say that it is not ready yet."""
@@ -58,7 +65,8 @@ class JobsClient(JobSubmissionClient):
         Raises:
             ClusterError: The address is no dashboard's, or nobody answers there.
         """
-        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
         where = address or next((os.environ[name] for name in _ADDRESSES if name in os.environ), "")
         with explained(where), _without_addresses() if address else nullcontext():
             super().__init__(address, headers=_headers())

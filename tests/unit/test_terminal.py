@@ -193,3 +193,18 @@ runpy.run_module("negtemp_data", run_name="__main__")
     )
     assert done.returncode == 130
     assert done.stderr.strip() == "Interrupted."
+
+
+def test_ctrl_c_while_the_interpreter_ends_is_too_late() -> None:
+    code = """
+import atexit, os, runpy, signal, sys
+
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+sys.argv[1:] = ["models", "--help"]
+runpy.run_module("negtemp_data", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
+    assert done.returncode == 0
+    assert done.stderr == ""
