@@ -207,7 +207,7 @@ def look(driver):
             kind = process.name()
             if process.pid == driver.pid:
                 kind = "driver"
-            elif "SleepingShard" in title or "CannedShard" in title:
+            elif "SleepingActor" in title or "CannedActor" in title:
                 kind = "worker"
             elif "Board" in title:
                 kind = "board"
