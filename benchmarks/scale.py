@@ -382,7 +382,9 @@ def draw_curve(runs):
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axis, kind in zip(axes, ("driver", "worker"), strict=True):
         for m in runs:
-            series = [s for s in m["series"] if s["worker"] and s["shards"] > m["shards_before"]]
+            series = [s for s in m["series"] if s[kind] and s["shards"] > m["shards_before"]]
+            if not series:
+                continue
             series = series[:: max(1, len(series) // 60)]
             row_kind = "canned" if m["is_canned"] else "encoded"
             begin = "resumed" if m["shards_before"] else "begun"
@@ -394,7 +396,8 @@ def draw_curve(runs):
         axis.set(title=kind, xlabel="rows committed", ylim=(0, None))
         axis.set_xscale("log")
     axes[0].set_ylabel("MiB taken for itself")
-    axes[1].legend(fontsize=7)
+    for axis in axes:
+        axis.legend(fontsize=6, loc="lower right")
     figure.savefig(RESULTS / "scale.svg", metadata={"Date": None})
 
 
