@@ -207,7 +207,7 @@ def look(driver):
             kind = process.name()
             if process.pid == driver.pid:
                 kind = "driver"
-            elif "SleepingActor" in title or "CannedActor" in title:
+            elif any(actor.__name__ in title for actor in (SleepingActor, CannedActor)):
                 kind = "worker"
             elif "Board" in title:
                 kind = "board"
