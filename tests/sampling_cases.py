@@ -11,7 +11,8 @@ import torch
 
 from negtemp_data.sampling import Schedule, ScheduleSampler, Siblings, Support, Vocabulary
 from negtemp_data.sampling import sampler as sampler_module
-from negtemp_data.sampling.backend import Backend, HostBackend
+from negtemp_data.sampling.backend import Backend
+from negtemp_data.sampling.host_backend import HostBackend
 from reference_supports import ReferenceTokens
 
 WIDTH = 16

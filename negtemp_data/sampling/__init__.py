@@ -1,7 +1,7 @@
 """The physics: schedules of injections at any temperature, and of bases, for a whole batch at once.
 
-Needs torch and numpy, nothing else of the project and no vLLM: hand `ScheduleSampler` a batch of
-logits with the positions of its rows and it rewrites the rows as their schedules say.
+Needs torch, numpy and numba, nothing else of the project and no vLLM: hand `ScheduleSampler` a
+batch of logits with the positions of its rows and it rewrites the rows as their schedules say.
 """
 
 from negtemp_data.sampling.base import temperature_table

@@ -111,14 +111,19 @@ class BaseTable:
         n_rows, width = len(row_B), logits_RV.shape[1]
         whole = [slice(0, n_rows)]
         for rows in whole if self._backend.is_dense else row_chunks(n_rows, width):
+            stats = self._backend.stats(
+                logits_RV, row_B[rows], has_deviation=self._uses.top_n_sigma
+            )
             z_BV = logits_RV[row_B[rows]]
-            logits_RV[row_B[rows]] = self._transformed(z_BV, base_B[rows], position_B[rows])
+            transformed_BV = self._transformed(z_BV, stats, base_B[rows], position_B[rows])
+            logits_RV[row_B[rows]] = transformed_BV
 
-    def _transformed(self, z_BV: Tensor, base_B: Tensor, position_B: Tensor) -> Tensor:
+    def _transformed(
+        self, z_BV: Tensor, stats: RowStats, base_B: Tensor, position_B: Tensor
+    ) -> Tensor:
         known_B = base_B.clamp(min=0)
         n_ended_B = (position_B[:, None] >= self._until_DE[known_B]).sum(dim=1)
         piece_B = self._first_D[known_B] + n_ended_B
-        stats = self._backend.stats(z_BV)
         temperature_B = self._temperature(piece_B, position_B, z_BV, stats)
         limits = self._columns.limits.select(piece_B)
         lower_B, upper_B = bounds(z_BV, stats, limits, self._uses)

@@ -79,12 +79,10 @@ def needs_of(rules: tuple[Rule, ...]) -> Needs:
     needs = Needs(0)
     for rule in rules:
         match rule.trigger:
-            case EntropyTrigger():
-                needs |= Needs.ENTROPY
-            case MarginTrigger():
-                needs |= Needs.MARGIN
+            case EntropyTrigger() | MarginTrigger():
+                needs |= Needs.LOGITS
             case TextTrigger("sentence" | "word"):
-                needs |= Needs.TEXT | Needs.ARGMAX
+                needs |= Needs.TEXT | Needs.LOGITS
             case TextTrigger():
                 needs |= Needs.TEXT
     return needs

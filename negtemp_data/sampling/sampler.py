@@ -383,24 +383,20 @@ class ScheduleSampler:
             code_KM = automata.code_X[pending.now.text.clamp(min=0)]
             is_met_KM = reads_text_KM & (code_KM == FireCode.ALWAYS)
             awaits_space_KM = reads_text_KM & (code_KM == FireCode.BEFORE_SPACE)
-        if not needs & ~Needs.TEXT:
+        if not needs & Needs.LOGITS:
             return is_met_KM & may_fire_KM
         reads_logits_KM = columns.reads_stats_G[rule_KM] | awaits_space_KM
         wanted_K = (reads_logits_KM & may_fire_KM).any(dim=1)
         wanted_W = slice(None) if self._backend.is_dense else wanted_K.nonzero().squeeze(1)
         row_W, rule_WM = row_K[wanted_W], rule_KM[wanted_W]
         if len(row_W):
-            read = self._backend.read(logits_RV, row_W, needs)
-            by_logits_WM = torch.zeros_like(rule_WM, dtype=torch.bool)
-            if read.argmax_K is not None:
-                begins_W = self._rules.automata.begins_with_space_V[read.argmax_K]
+            stats = self._backend.stats(logits_RV, row_W)
+            by_logits_WM = stats.entropy_K[:, None] > columns.entropy_above_G[rule_WM]
+            by_logits_WM |= stats.entropy_K[:, None] < columns.entropy_below_G[rule_WM]
+            by_logits_WM |= stats.margin_K[:, None] < columns.margin_below_G[rule_WM]
+            if needs & Needs.TEXT:
+                begins_W = self._rules.automata.begins_with_space_V[stats.argmax_K]
                 by_logits_WM |= awaits_space_KM[wanted_W] & begins_W[:, None]
-            if read.entropy_K is not None:
-                entropy_W1 = read.entropy_K[:, None]
-                by_logits_WM |= entropy_W1 > columns.entropy_above_G[rule_WM]
-                by_logits_WM |= entropy_W1 < columns.entropy_below_G[rule_WM]
-            if read.margin_K is not None:
-                by_logits_WM |= read.margin_K[:, None] < columns.margin_below_G[rule_WM]
             is_met_KM[wanted_W] |= by_logits_WM
         return is_met_KM & may_fire_KM
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from negtemp_data.sampling.stats import BLOCK, RowStats, block_sum, largest
+from negtemp_data.sampling.stats import RowStats, largest
 
 _FEW = (64, 1024)
 """Most likely tokens that are tried on a CPU before a whole row is sorted."""
@@ -59,13 +59,18 @@ class Uses(NamedTuple):
     top_n_sigma: bool
     xtc: bool
 
+    @property
+    def whole_rows(self) -> bool:
+        """Whether the statistics of the rows are not enough to know the supports."""
+        return self.top_p or self.top_k > 0 or self.xtc
+
 
 def bounds(z_KV: Tensor, stats: RowStats, limits: Limits, uses: Uses) -> Bounds:
     """The supports of rows of logits.
 
     Args:
         z_KV: float32; −inf entries are forbidden tokens.
-        stats: The rows' peak and normalizer.
+        stats: Of the rows; with their deviation where `uses` has a limit of that kind.
         limits: The rows' limits.
         uses: The costly ones among them.
     """
@@ -76,9 +81,9 @@ def bounds(z_KV: Tensor, stats: RowStats, limits: Limits, uses: Uses) -> Bounds:
         lower_K = torch.maximum(lower_K, top_p_bound(z_KV, stats.log_normalizer_K, limits.top_p_K))
     if uses.top_k:
         lower_K = torch.maximum(lower_K, top_k_bound(z_KV, limits.top_k_K, uses.top_k))
-    if uses.top_n_sigma:
+    if stats.deviation_K is not None:
         # inf·0 is nan: a row of equal logits with no limit of this kind has none.
-        bound_K = stats.peak_K - limits.top_n_sigma_K * _finite_deviation(z_KV)
+        bound_K = stats.peak_K - limits.top_n_sigma_K * stats.deviation_K
         bound_K = bound_K.masked_fill(limits.top_n_sigma_K.isinf(), -torch.inf)
         lower_K = torch.maximum(lower_K, bound_K)
     upper_K = torch.full_like(lower_K, torch.inf)
@@ -108,32 +113,6 @@ def top_k_bound(z_KV: Tensor, top_k_K: Tensor, largest_k: int) -> Tensor:
     sorted_KV = largest(z_KV, size)
     bound_K = sorted_KV.gather(1, (top_k_K.clamp(1, size) - 1)[:, None]).squeeze(1)
     return bound_K.masked_fill(top_k_K == 0, -torch.inf)
-
-
-def _finite_deviation(z_KV: Tensor) -> Tensor:
-    if z_KV.device.type != "cpu" or z_KV.shape[1] % BLOCK:
-        return _careful_deviation(z_KV)
-    width = z_KV.shape[1]
-    mean_K = block_sum(z_KV, torch.float64) / width
-    spread_KV = z_KV - mean_K[:, None].to(z_KV.dtype)
-    square_K = block_sum(spread_KV.mul_(spread_KV), torch.float64)
-    # Forbidden tokens, and squares that overflow or vanish in float32.
-    is_wild_K = ~((square_K > 1e-20) & (square_K < 1e30))
-    deviation_K = (square_K / width).sqrt().to(z_KV.dtype)
-    if bool(is_wild_K.any()):
-        deviation_K = torch.where(is_wild_K, _careful_deviation(z_KV), deviation_K)
-    return deviation_K
-
-
-def _careful_deviation(z_KV: Tensor) -> Tensor:
-    finite_KV = z_KV.isfinite()
-    count_K = finite_KV.sum(dim=1)
-    mean_K = z_KV.masked_fill(~finite_KV, 0).mean(dim=1, dtype=torch.float64)
-    mean_K = mean_K * z_KV.shape[1] / count_K
-    spread_KV = (z_KV - mean_K[:, None].to(z_KV.dtype)).masked_fill(~finite_KV, 0)
-    # In float32 the squares would overflow from 2e19 and vanish below 1e-23.
-    norm_K: Tensor = torch.linalg.vector_norm(spread_KV, dim=1, dtype=torch.float64)
-    return (norm_K / count_K.sqrt()).to(z_KV.dtype)
 
 
 def _xtc_bound(z_KV: Tensor, log_normalizer_K: Tensor, xtc_K: Tensor) -> Tensor:

@@ -6,15 +6,13 @@ compiler says of registers and shared memory; they were not tuned on hardware.
 Shapes: R batch rows, K rows, V vocabulary, B blocks of a row.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 from torch import Tensor
 
-from negtemp_data.sampling import kernels
+from negtemp_data.sampling import triton_kernels as kernels
 from negtemp_data.sampling.draw import Draw, DrawRequest
-from negtemp_data.sampling.stats import Needs, Readings, RowStats
+from negtemp_data.sampling.stats import RowStats
 from negtemp_data.sampling.supports import top_k_bound, top_p_bound
 
 # Statistics need not round as on the host; scores and bounds should, so that ties fall alike.
@@ -26,38 +24,21 @@ _SORTED_ROWS = 64
 """Rows sorted at a time: a copy of a logit and its place, mass and so on take 40 bytes."""
 
 
-class _Scan(NamedTuple):
-    """What `kernels.scan_rows` finds."""
-
-    stats: RowStats
-    margin_K: Tensor
-    deviation_K: Tensor
-    top_KB: Tensor
-
-
 class TritonBackend:
     """Kernels of our own, on a GPU."""
 
     is_dense = True
 
-    def stats(self, z_KV: Tensor) -> RowStats:
+    def stats(self, logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool = False) -> RowStats:
         """See `Backend`."""
-        return _scan(z_KV, torch.arange(len(z_KV), device=z_KV.device)).stats
-
-    def read(self, logits_RV: Tensor, row_K: Tensor, needs: Needs) -> Readings:
-        """See `Backend`."""
-        scan = _scan(logits_RV, row_K)
-        return Readings(
-            argmax_K=scan.stats.argmax_K if needs & Needs.ARGMAX else None,
-            entropy_K=scan.stats.entropy_K if needs & (Needs.ENTROPY | Needs.MARGIN) else None,
-            margin_K=scan.margin_K if needs & Needs.MARGIN else None,
-        )
+        stats, _ = _scan(logits_RV, row_K, has_deviation=has_deviation)
+        return stats
 
     def draw(self, logits_RV: Tensor, request: DrawRequest) -> Draw:
         """See `Backend`."""
         limits, uses = request.limits, request.uses
-        scan = _scan(logits_RV, request.row_K, has_deviation=uses.top_n_sigma)
-        stats, (n_rows, n_blocks) = scan.stats, scan.top_KB.shape
+        stats, top_KB = _scan(logits_RV, request.row_K, has_deviation=uses.top_n_sigma)
+        n_rows, n_blocks = top_KB.shape
         size_K, rank_K, token_id_K = (torch.empty_like(request.row_K) for _ in range(3))
         logprob_K = torch.empty_like(stats.peak_K)
         kernels.draw_from_rows[(n_rows,)](
@@ -82,9 +63,9 @@ class TritonBackend:
             peak_K=stats.peak_K,
             argmax_K=stats.argmax_K,
             log_normalizer_K=stats.log_normalizer_K,
-            deviation_K=scan.deviation_K,
-            top_KB=scan.top_KB,
-            block_KB=torch.empty_like(scan.top_KB, dtype=torch.int32),
+            deviation_K=stats.deviation_K,
+            top_KB=top_KB,
+            block_KB=torch.empty_like(top_KB, dtype=torch.int32),
             n_blocks=n_blocks,
             token_id_K=token_id_K,
             support_size_K=size_K,
@@ -105,7 +86,8 @@ class TritonBackend:
         )
 
 
-def _scan(logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool = False) -> _Scan:
+def _scan(logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool) -> tuple[RowStats, Tensor]:
+    """Statistics of rows, and the largest logit of each block, float32 [K, B]."""
     n_rows, width = len(row_K), logits_RV.shape[1]
     n_blocks = triton.cdiv(width, kernels.LANES.value)
     # Parts of one tensor would lie at odd addresses, for which kernels are compiled anew.
@@ -128,8 +110,10 @@ def _scan(logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool = False) -> _
         n_blocks=n_blocks,
         **_SCAN,
     )
-    stats = RowStats(peak_K, argmax_K, normalizer_K, entropy_K)
-    return _Scan(stats, margin_K, deviation_K, top_KB)
+    stats = RowStats(
+        peak_K, argmax_K, normalizer_K, entropy_K, margin_K, deviation_K if has_deviation else None
+    )
+    return stats, top_KB
 
 
 def _sorted_bound(logits_RV: Tensor, request: DrawRequest, stats: RowStats) -> Tensor | None:

@@ -22,7 +22,7 @@ from negtemp_data.engine.requests import Request, read_request, take_traces
 from negtemp_data.engine.token_classes import token_table
 from negtemp_data.sampling import ScheduleSampler, Trace
 from negtemp_data.sampling import sampler as sampler_module
-from negtemp_data.sampling.backend import HostBackend
+from negtemp_data.sampling.host_backend import HostBackend
 from sampling_cases import DenseHostBackend
 from small_model import ENDS, WORDS, write_model
 

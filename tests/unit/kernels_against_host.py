@@ -41,14 +41,13 @@ from negtemp_data.sampling import (
 from negtemp_data.sampling import gumbel as host_gumbel
 from negtemp_data.sampling import philox as host_philox
 from negtemp_data.sampling import sampler as sampler_module
-from negtemp_data.sampling.backend import HostBackend
 from negtemp_data.sampling.draw import Draw, DrawRequest
-from negtemp_data.sampling.kernels import gumbel, philox
+from negtemp_data.sampling.host_backend import HostBackend
 from negtemp_data.sampling.philox import Stream
 from negtemp_data.sampling.rules import float32_temperature, limit_columns, uses_of
-from negtemp_data.sampling.stats import Needs
 from negtemp_data.sampling.supports import Limits
 from negtemp_data.sampling.triton_backend import TritonBackend
+from negtemp_data.sampling.triton_kernels import gumbel, philox
 from sampling_cases import SUPPORTS, TEMPERATURES, TOKENS, is_same_bits
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -259,21 +258,19 @@ def test_gumbel_numbers_equal_the_host_s_at_both_ends():
 def test_statistics_equal_the_host_s_for_rows_of_every_kind(width):
     generator = np.random.default_rng(width)
     logits = np.stack([row_of_kind(kind, width, generator) for kind in SOUND])
-    needs = Needs.ARGMAX | Needs.ENTROPY | Needs.MARGIN
     rows = torch.tensor([*range(len(SOUND)), 0, 3])
     z_RV = torch.from_numpy(logits)
     kernels, host = TritonBackend(), HostBackend()
-    ours = kernels.read(z_RV.to(DEVICE), rows.to(DEVICE), needs)
-    theirs = host.read(z_RV, rows, needs)
+    ours = kernels.stats(z_RV.to(DEVICE), rows.to(DEVICE), has_deviation=True)
+    theirs = host.stats(z_RV, rows, has_deviation=True)
+    assert torch.equal(ours.peak_K.cpu(), theirs.peak_K)
     assert torch.equal(ours.argmax_K.cpu(), theirs.argmax_K)
+    assert torch.allclose(
+        ours.log_normalizer_K.cpu(), theirs.log_normalizer_K, rtol=1e-6, atol=1e-4
+    )
     assert torch.allclose(ours.entropy_K.cpu(), theirs.entropy_K, rtol=1e-6, atol=1e-4)
     assert torch.allclose(ours.margin_K.cpu(), theirs.margin_K, rtol=1e-6, atol=1e-5)
-    stats, expected = kernels.stats(z_RV.to(DEVICE)), host.stats(z_RV)
-    assert torch.equal(stats.peak_K.cpu(), expected.peak_K)
-    assert torch.equal(stats.argmax_K.cpu(), expected.argmax_K)
-    assert torch.allclose(
-        stats.log_normalizer_K.cpu(), expected.log_normalizer_K, rtol=1e-6, atol=1e-4
-    )
+    assert torch.allclose(ours.deviation_K.cpu(), theirs.deviation_K, rtol=1e-6)
 
 
 def test_ties_of_the_peak_have_no_margin_and_the_lowest_id_wherever_they_lie():
@@ -284,15 +281,16 @@ def test_ties_of_the_peak_have_no_margin_and_the_lowest_id_wherever_they_lie():
         row[list(place)] = 2.0
     rows = torch.arange(len(places), device=DEVICE)
     z_RV = torch.from_numpy(logits).to(DEVICE)
-    read = TritonBackend().read(z_RV, rows, Needs.ARGMAX | Needs.MARGIN)
-    assert read.argmax_K.tolist() == [first for first, _ in places]
-    assert read.margin_K.tolist() == [0.0] * len(places)
+    stats = TritonBackend().stats(z_RV, rows)
+    assert stats.argmax_K.tolist() == [first for first, _ in places]
+    assert stats.margin_K.tolist() == [0.0] * len(places)
 
 
 def test_rows_without_a_meaning_have_statistics_of_nan_and_an_argmax_in_range():
     generator = np.random.default_rng(2)
     logits = np.stack([row_of_kind(kind, 9, generator) for kind in BROKEN])
-    stats = TritonBackend().stats(torch.from_numpy(logits).to(DEVICE))
+    rows = torch.arange(len(logits), device=DEVICE)
+    stats = TritonBackend().stats(torch.from_numpy(logits).to(DEVICE), rows)
     assert ((stats.argmax_K >= 0) & (stats.argmax_K < 9)).all()
     for column in (stats.peak_K, stats.log_normalizer_K, stats.entropy_K):
         assert column.isnan().all()

@@ -33,9 +33,10 @@ from negtemp_data.sampling import (
     TextTrigger,
 )
 from negtemp_data.sampling import sampler as sampler_module
-from negtemp_data.sampling.backend import HostBackend, backend_for
+from negtemp_data.sampling.backend import backend_for
 from negtemp_data.sampling.draw import Draw
-from negtemp_data.sampling.stats import Readings, RowStats
+from negtemp_data.sampling.host_backend import HostBackend
+from negtemp_data.sampling.stats import RowStats
 from sampling_cases import SUPPORTS, TOKENS, WIDTH
 
 COMPARISON = Path(__file__).with_name("kernels_against_host.py")
@@ -80,7 +81,8 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(is_full, tmp_path, monkeypat
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from negtemp_data.sampling import kernels, triton_backend
+    from negtemp_data.sampling import triton_backend
+    from negtemp_data.sampling import triton_kernels as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     optional = {"top_n_sigma_K", "deviation_K", "xtc_K", "floor_K", "order_K"}
@@ -116,13 +118,9 @@ class ShapesBackend:
 
     is_dense = True
 
-    def stats(self, z_KV):
-        column = z_KV.new_empty(len(z_KV))
-        return RowStats(column, column.long(), column, column)
-
-    def read(self, logits_RV, row_K, needs):
+    def stats(self, logits_RV, row_K, *, has_deviation=False):
         column = logits_RV.new_empty(len(row_K))
-        return Readings(torch.empty_like(row_K), column, column)
+        return RowStats(column, torch.empty_like(row_K), column, column, column, column)
 
     def draw(self, logits_RV, request):
         number, column = torch.empty_like(request.row_K), logits_RV.new_empty(len(request.row_K))

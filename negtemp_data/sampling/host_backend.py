@@ -1,0 +1,129 @@
+"""The backend of a CPU.
+
+Shapes: R batch rows, K rows, V vocabulary, B blocks of a row, F logits from the batch's first to
+its last.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from negtemp_data.sampling import host_kernels as kernels
+from negtemp_data.sampling.draw import Draw, DrawRequest
+from negtemp_data.sampling.stats import BLOCK, RowStats, row_chunks
+from negtemp_data.sampling.supports import Bounds, bounds
+
+
+class _Flat(NamedTuple):
+    """A batch as the kernels take it: rows may lie apart, the logits of a row not."""
+
+    z_F: NDArray[np.float32]
+    row_stride: int
+    width: int
+
+
+class HostBackend:
+    """Compiled loops of our own, on the CPU."""
+
+    is_dense = False
+
+    def stats(self, logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool = False) -> RowStats:
+        """See `Backend`."""
+        stats, _ = _scan(_flat(logits_RV), row_K, has_deviation=has_deviation)
+        return stats
+
+    def draw(self, logits_RV: Tensor, request: DrawRequest) -> Draw:
+        """See `Backend`."""
+        flat = _flat(logits_RV)
+        stats, top_KB = _scan(flat, request.row_K, has_deviation=request.uses.top_n_sigma)
+        lower_K, upper_K = _bounds(logits_RV, request, stats)
+        size_K, rank_K, token_id_K = (torch.empty_like(request.row_K) for _ in range(3))
+        logprob_K = torch.empty_like(stats.peak_K)
+        columns = (
+            request.row_K,
+            request.mask_NV,
+            request.vocabulary_K,
+            request.guard_K,
+            lower_K,
+            upper_K,
+            request.temperature_K,
+            request.seed_K,
+            request.position_K,
+            request.rule_K,
+            request.row_K[:0] if request.order_K is None else request.order_K,
+            stats.peak_K,
+            stats.argmax_K,
+            stats.log_normalizer_K,
+            top_KB,
+            token_id_K,
+            size_K,
+            logprob_K,
+            rank_K,
+        )
+        kernels.draw_from_rows(*flat, *(column.numpy() for column in columns))
+        return Draw(token_id_K, stats.argmax_K, size_K, logprob_K, rank_K, stats.entropy_K)
+
+    def write_one_hot(
+        self, logits_RV: Tensor, row_K: Tensor, token_K: Tensor, is_injected_K: Tensor
+    ) -> None:
+        """See `Backend`."""
+        kernels.use_torch_threads()
+        columns = row_K, token_K, is_injected_K
+        kernels.write_one_hot(*_flat(logits_RV), *(column.numpy() for column in columns))
+
+
+def _flat(logits_RV: Tensor) -> _Flat:
+    (n_rows, width), (row_stride, stride) = logits_RV.shape, logits_RV.stride()
+    if logits_RV.dtype != torch.float32 or (stride != 1 and width > 1):
+        raise ValueError(
+            "logits must be float32, those of a row side by side; found "
+            f"{logits_RV.dtype} with strides {logits_RV.stride()}"
+        )
+    size = (n_rows - 1) * row_stride + width if n_rows else 0
+    return _Flat(logits_RV.as_strided((size,), (1,)).numpy(), row_stride, width)
+
+
+def _scan(flat: _Flat, row_K: Tensor, *, has_deviation: bool) -> tuple[RowStats, Tensor]:
+    """Statistics of rows, and the largest logit of each block, float32 [K, B]."""
+    kernels.use_torch_threads()
+    n_rows = len(row_K)
+    columns = (torch.empty(n_rows) for _ in range(5))
+    peak_K, normalizer_K, entropy_K, margin_K, deviation_K = columns
+    argmax_K = torch.empty_like(row_K)
+    top_KB = torch.empty(n_rows, -(-flat.width // BLOCK))
+    kernels.scan_rows(
+        *flat,
+        row_K.numpy(),
+        has_deviation,
+        peak_K.numpy(),
+        argmax_K.numpy(),
+        normalizer_K.numpy(),
+        entropy_K.numpy(),
+        margin_K.numpy(),
+        deviation_K.numpy(),
+        top_KB.numpy(),
+    )
+    stats = RowStats(
+        peak_K, argmax_K, normalizer_K, entropy_K, margin_K, deviation_K if has_deviation else None
+    )
+    return stats, top_KB
+
+
+def _bounds(logits_RV: Tensor, request: DrawRequest, stats: RowStats) -> Bounds:
+    """The supports; where whole rows are read for them, some rows at a time."""
+    if not request.uses.whole_rows:
+        return bounds(logits_RV, stats, request.limits, request.uses)
+    n_rows, width = len(request.row_K), logits_RV.shape[1]
+    parts = [
+        bounds(
+            logits_RV[request.row_K[rows]],
+            stats.select(rows),
+            request.limits.select(rows),
+            request.uses,
+        )
+        for rows in row_chunks(n_rows, width)
+    ]
+    return Bounds(*map(torch.cat, zip(*parts, strict=True)))

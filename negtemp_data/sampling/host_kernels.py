@@ -1,0 +1,402 @@
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+"""The kernels of a step on a CPU: loops that numba compiles, rows shared among torch's threads.
+
+They do what the Triton kernels do, in one pass over a row: `scan_rows` reads whole rows once,
+`draw_from_rows` reads again only the blocks of a row whose largest logit reaches the lower bound of
+the support, and `write_one_hot` writes the injected rows. What a row gives does not depend on the
+rows beside it.
+
+Numbers from libraries of the compiler are float64 unless said otherwise, so constants are written
+as float32 where a loop is to stay in float32, and as uint64 among random words.
+
+Shapes: F logits from the first of the batch to its last, K rows looked at, V vocabulary, N
+vocabulary masks, B blocks of a row, S candidates of a row, L a few logits.
+"""
+
+import math
+import sys
+import threading
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+
+from negtemp_data.sampling.philox import MULTIPLIERS, ROUNDS, WEYL, WORD, Stream
+from negtemp_data.sampling.stats import BLOCK
+
+_CHUNK = 16 * BLOCK
+"""Logits of a row that are passed over twice, for their maxima and their sums, while in L1."""
+
+_LOWEST = np.finfo(np.float32).min
+"""Stands in for −inf where a difference is taken."""
+_GONE = np.float32(-87.0)
+"""About the least number whose exponential float32 holds with all its digits."""
+
+# 2^r on [−½, ½] within 8e-8 of its value: least squares of the relative error at 200 Chebyshev
+# nodes. float32 holds no more.
+_EXP2 = tuple(
+    np.float32(c)
+    for c in (0.99999994, 0.6931472, 0.24022675, 0.055502173, 0.009674868, 0.0013264754)
+)
+_C0, _C1, _C2, _C3, _C4, _C5 = _EXP2
+_LOG2_E = np.float32(1 / math.log(2))
+_HALF = np.float32(0.5)
+
+_MULTIPLIER_0, _MULTIPLIER_1 = map(np.uint64, MULTIPLIERS)
+_WEYL_0, _WEYL_1 = map(np.uint64, WEYL)
+_WORD = np.uint64(WORD)
+_32 = np.uint64(32)
+_DRAW = np.uint64(Stream.DRAW)
+_LARGEST_U = np.float32(1.0 - 2.0**-24)
+
+# Sums may be taken in any order, so that they go side by side; nan and ±inf keep their meaning.
+_SUMS = {"reassoc", "contract", "nsz", "arcp"}
+_OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+
+@njit(inline="always", **_OPTIONS)
+def _exp(x):
+    """e^x in float32 for −87 <= x <= 0, within 2e-7 of its value near 0 and 4e-6 at −87."""
+    n = np.floor(x * _LOG2_E + _HALF)
+    r = x * _LOG2_E - n
+    power = ((((_C5 * r + _C4) * r + _C3) * r + _C2) * r + _C1) * r + _C0
+    exponent = np.int32(np.int32(np.int32(n) + np.int32(127)) << np.int32(23))
+    return power * exponent.view(np.float32)
+
+
+@njit(fastmath=_SUMS, **_OPTIONS)
+def _weigh(z_L, reference):
+    """Σ exp(z − r) and Σ exp(z − r)·(z − r), r at least as large as each z."""
+    # Two sums of each kind: one would wait for its own addition.
+    mass_0 = mass_1 = moment_0 = moment_1 = np.float32(0)
+    half = len(z_L) // 2
+    for i in range(half):
+        d = z_L[i] - reference
+        d = _GONE if d < _GONE else d
+        p = _exp(d)
+        mass_0 += p
+        moment_0 += p * d
+        d = z_L[half + i] - reference
+        d = _GONE if d < _GONE else d
+        p = _exp(d)
+        mass_1 += p
+        moment_1 += p * d
+    if len(z_L) % 2:
+        d = z_L[-1] - reference
+        d = _GONE if d < _GONE else d
+        p = _exp(d)
+        mass_0 += p
+        moment_0 += p * d
+    return np.float64(mass_0) + mass_1, np.float64(moment_0) + moment_1
+
+
+@njit(fastmath=_SUMS, **_OPTIONS)
+def _spread(z_L, pivot):
+    """How many are finite, the sum of their distances from the pivot, and of their squares."""
+    count = total = square = 0.0
+    for i in range(len(z_L)):
+        is_finite = z_L[i] > -np.inf
+        off = np.float64(z_L[i]) - pivot if is_finite else 0.0
+        count += 1.0 if is_finite else 0.0
+        total += off
+        square += off * off
+    return count, total, square
+
+
+@njit(**_OPTIONS)
+def _flip(bits):
+    """Bits of a float32 as an int32 that rises with it; and back."""
+    return np.int32(bits ^ (np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@njit(**_OPTIONS)
+def _largest(bits_L):
+    """The largest of a few logits, given by their bits: maxima of integers go side by side."""
+    most = np.int32(-(2**31))
+    for i in range(len(bits_L)):
+        most = max(most, _flip(bits_L[i]))
+    return np.int32(_flip(np.int32(most))).view(np.float32)
+
+
+@njit(**_OPTIONS)
+def _two_largest(z_V, top_B):
+    """The lowest id of the largest logit, that logit, and the second largest, perhaps as large."""
+    peak = np.float32(-np.inf)
+    for top in top_B:
+        peak = max(peak, top)
+    place, argmax, second = -1, -1, np.float32(-np.inf)
+    for b in range(len(top_B)):
+        if place < 0 and top_B[b] == peak:
+            place = b
+        else:
+            second = max(second, top_B[b])
+    # Without a place the peak is a nan.
+    for i in range(max(place, 0) * BLOCK, min((max(place, 0) + 1) * BLOCK, len(z_V))):
+        if argmax < 0 and z_V[i] == peak:
+            argmax = i
+        else:
+            second = max(second, z_V[i])
+    return max(argmax, 0), peak, second
+
+
+@njit(**_OPTIONS)
+def _scan_row(z_V, bits_V, top_B, has_deviation):
+    """Argmax, peak, ln Σ exp(z), entropy, margin and deviation; nan where they mean nothing."""
+    # With the reference r, which rises from chunk to chunk: Σ exp(z − r), Σ exp(z − r)·(z − r).
+    reference, mass, moment = _LOWEST, 0.0, 0.0
+    pivot, count, total, square = np.nan, 0.0, 0.0, 0.0
+    for begin in range(0, len(z_V), _CHUNK):
+        end = min(begin + _CHUNK, len(z_V))
+        top = np.float32(-np.inf)
+        for first in range(begin, end, BLOCK):
+            largest = _largest(bits_V[first : min(first + BLOCK, end)])
+            top_B[first // BLOCK] = largest
+            top = max(top, largest)
+        if top > reference:
+            shift = max(np.float64(reference) - top, -1e3)
+            scale = math.exp(shift)
+            mass, moment = scale * mass, scale * (moment + shift * mass)
+            reference = top
+        more_mass, more_moment = _weigh(z_V[begin:end], reference)
+        mass += more_mass
+        moment += more_moment
+        if has_deviation and top > -np.inf:
+            # One of the logits: however far out it lies, its squared distance from the mean is at
+            # most n variances, so that float64 loses a few digits at worst.
+            pivot = np.float64(top) if np.isnan(pivot) else pivot
+            more_count, more_total, more_square = _spread(z_V[begin:end], pivot)
+            count += more_count
+            total += more_total
+            square += more_square
+    argmax, peak, second = _two_largest(z_V, top_B)
+    # A nan or +inf has made the mass nan.
+    if not (peak > -np.inf and mass > 0):
+        return argmax, np.nan, np.nan, np.nan, np.nan, np.nan
+    log_mass = math.log(mass)
+    entropy = max(log_mass - moment / mass, 0.0)
+    margin = (1.0 - math.exp(np.float64(second) - peak)) / mass
+    variance = (square - total * total / count) / count if has_deviation else 0.0
+    deviation = math.sqrt(max(variance, 0.0))
+    return argmax, np.float64(peak), reference + log_mass, entropy, margin, deviation
+
+
+@njit(
+    "(f4[::1], i8, i8, i8[::1], b1, f4[::1], i8[::1], f4[::1], f4[::1], f4[::1], f4[::1],"
+    " f4[:, ::1])",
+    parallel=True,
+    **_OPTIONS,
+)
+def scan_rows(
+    z_F,
+    row_stride,
+    width,
+    row_K,
+    has_deviation,
+    peak_K,
+    argmax_K,
+    log_normalizer_K,
+    entropy_K,
+    margin_K,
+    deviation_K,
+    top_KB,
+):
+    """Fills the columns of `RowStats`, and the largest logit of each block."""
+    bits_F = z_F.view(np.int32)
+    for k in prange(len(row_K)):
+        begin = row_K[k] * row_stride
+        z_V, bits_V = z_F[begin : begin + width], bits_F[begin : begin + width]
+        argmax, peak, log_normalizer, entropy, margin, deviation = _scan_row(
+            z_V, bits_V, top_KB[k], has_deviation
+        )
+        argmax_K[k] = argmax
+        peak_K[k] = peak
+        log_normalizer_K[k] = log_normalizer
+        entropy_K[k] = entropy
+        margin_K[k] = margin
+        deviation_K[k] = deviation
+
+
+@njit(**_OPTIONS)
+def _survey(z_V, top_B, allowed_V, lower, upper):
+    """How many candidates there are, and their least and largest logit."""
+    size, least, most = 0, np.float32(np.inf), np.float32(-np.inf)
+    for b in range(len(top_B)):
+        if top_B[b] >= lower:
+            for i in range(b * BLOCK, min((b + 1) * BLOCK, len(z_V))):
+                if lower <= z_V[i] <= upper and allowed_V[i]:
+                    size += 1
+                    least, most = min(least, z_V[i]), max(most, z_V[i])
+    return size, least, most
+
+
+@njit(**_OPTIONS)
+def _philox(seed, token_id, position, rule):
+    """The word that `negtemp_data.sampling.philox.philox` gives for a draw."""
+    key_0, key_1 = np.uint64(seed) & _WORD, np.uint64(seed) >> _32
+    c0, c1, c2, c3 = np.uint64(token_id), np.uint64(position), np.uint64(rule), _DRAW
+    for _ in range(ROUNDS):
+        product_0, product_1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
+        c0, c1, c2, c3 = (
+            (product_1 >> _32) ^ c1 ^ key_0,
+            product_1 & _WORD,
+            (product_0 >> _32) ^ c3 ^ key_1,
+            product_0 & _WORD,
+        )
+        key_0, key_1 = (key_0 + _WEYL_0) & _WORD, (key_1 + _WEYL_1) & _WORD
+    return c0
+
+
+@njit(**_OPTIONS)
+def _gumbel(word):
+    """As `negtemp_data.sampling.philox.gumbel`, within a rounding."""
+    u = min(np.float32((np.float64(word) + 0.5) * 2.0**-32), _LARGEST_U)
+    return np.float32(-math.log(-math.log1p(-np.float64(u))))
+
+
+@njit(**_OPTIONS)
+def _score(difference, temperature, noise):
+    """(z − r)/T + g; T = 0 leaves out the noise, T = ±inf leaves nothing else."""
+    if temperature == 0:
+        return difference
+    if np.isinf(temperature):
+        return noise
+    return difference / temperature + noise
+
+
+@njit(**_OPTIONS)
+def _nth_best(score_S, n_better):
+    """The place of the score that `n_better` come before; of equals the first comes first."""
+    best = -1
+    for turn in range(n_better + 1):
+        former, best = best, -1
+        for s in range(len(score_S)):
+            is_left = (
+                turn == 0
+                or score_S[s] < score_S[former]
+                or (score_S[s] == score_S[former] and s > former)
+            )
+            if is_left and (best < 0 or score_S[s] > score_S[best]):
+                best = s
+    return best
+
+
+@njit(**_OPTIONS)
+def _count(z_V, top_B, bound):
+    """How many logits reach `bound`."""
+    count = 0
+    for b in range(len(top_B)):
+        if top_B[b] >= bound:
+            for i in range(b * BLOCK, min((b + 1) * BLOCK, len(z_V))):
+                count += z_V[i] >= bound
+    return count
+
+
+@njit(**_OPTIONS)
+def _draw_from_row(z_V, top_B, allowed_V, lower, upper, temperature, counter, order):
+    """How many candidates there are, and which one is drawn; −1: none."""
+    # A bound of −inf must not let forbidden tokens in; one of nan lets nothing in.
+    lower = _LOWEST if lower < _LOWEST else lower
+    size, least, most = _survey(z_V, top_B, allowed_V, lower, upper)
+    if size == 0:
+        return 0, -1
+    origin = least if temperature < 0 else most
+    seed, position, rule = counter
+    token_S, score_S = np.empty(size, np.int64), np.empty(size, np.float32)
+    s = 0
+    for b in range(len(top_B)):
+        if top_B[b] >= lower:
+            for i in range(b * BLOCK, min((b + 1) * BLOCK, len(z_V))):
+                if lower <= z_V[i] <= upper and allowed_V[i]:
+                    noise = _gumbel(_philox(seed, i, position, rule))
+                    token_S[s], score_S[s] = i, _score(z_V[i] - origin, temperature, noise)
+                    s += 1
+    return size, token_S[_nth_best(score_S, order % size)]
+
+
+@njit(
+    "(f4[::1], i8, i8, i8[::1], b1[:, ::1], i8[::1], i8[::1], f4[::1], f4[::1], f4[::1], i8[::1],"
+    " i8[::1], i8[::1], i8[::1], f4[::1], i8[::1], f4[::1], f4[:, ::1], i8[::1], i8[::1], f4[::1],"
+    " i8[::1])",
+    parallel=True,
+    **_OPTIONS,
+)
+def draw_from_rows(
+    z_F,
+    row_stride,
+    width,
+    row_K,
+    mask_NV,
+    vocabulary_K,
+    guard_K,
+    lower_K,
+    upper_K,
+    temperature_K,
+    seed_K,
+    position_K,
+    rule_K,
+    order_K,
+    peak_K,
+    argmax_K,
+    log_normalizer_K,
+    top_KB,
+    token_id_K,
+    support_size_K,
+    logprob_K,
+    rank_K,
+):
+    """Draws one token per row. The semantics are those of `negtemp_data.sampling.draw`.
+
+    Arguments with the name of a column of `DrawRequest`, `Bounds`, `RowStats` or `Draw` are that
+    column; `order_K` is empty where no row has one; `top_KB` is as `scan_rows` gives it.
+    """
+    for k in prange(len(row_K)):
+        begin = row_K[k] * row_stride
+        z_V, top_B = z_F[begin : begin + width], top_KB[k]
+        size, token = 0, -1
+        if not mask_NV[guard_K[k], argmax_K[k]]:
+            size, token = _draw_from_row(
+                z_V,
+                top_B,
+                mask_NV[vocabulary_K[k]],
+                lower_K[k],
+                upper_K[k],
+                temperature_K[k],
+                (seed_K[k], position_K[k], rule_K[k]),
+                order_K[k] if len(order_K) else 0,
+            )
+        z_token = z_V[token] if size else peak_K[k]
+        token_id_K[k] = token if size else argmax_K[k]
+        support_size_K[k] = size
+        logprob_K[k] = z_token - log_normalizer_K[k]
+        rank_K[k] = _count(z_V, top_B, z_token)
+
+
+@njit("(f4[::1], i8, i8, i8[::1], i8[::1], b1[::1])", parallel=True, **_OPTIONS)
+def write_one_hot(z_F, row_stride, width, row_K, token_id_K, is_injected_K):
+    """Makes the injected rows 0 at their token and −inf elsewhere."""
+    for k in prange(len(row_K)):
+        if is_injected_K[k]:
+            z_V = z_F[row_K[k] * row_stride :][:width]
+            z_V[:] = -np.inf
+            z_V[token_id_K[k]] = 0.0
+
+
+def use_torch_threads() -> None:
+    """Lets the kernels have as many threads as torch's operations on this thread."""
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+
+
+def _start_threads() -> None:
+    if sys.platform == "linux":
+        # The threads of torch's own OpenMP; of a second pool one would wait while the other spins.
+        numba.config.THREADING_LAYER = "omp"
+    nothing = np.empty(0, np.int64)
+    arguments = np.empty(0, np.float32), 0, 0, nothing, nothing, np.empty(0, np.bool_)
+    # numba's start sets the number of OpenMP threads of the thread that it happens on.
+    thread = threading.Thread(target=write_one_hot, args=arguments)
+    thread.start()
+    thread.join()
+
+
+_start_threads()
