@@ -20,6 +20,7 @@ import threading
 import numba
 import numpy as np
 import torch
+from llvmlite.binding import ffi
 from numba import njit, prange
 
 from negtemp_data.sampling.philox import MULTIPLIERS, ROUNDS, WEYL, WORD, Stream
@@ -382,6 +383,22 @@ def write_one_hot(z_F, row_stride, width, row_K, token_id_K, is_injected_K):
             z_V[token_id_K[k]] = 0.0
 
 
+def _refuse_special_names() -> None:
+    """Lets llvmlite's library answer as an object does that has no `__dict__`.
+
+    It answers any name with a function; vLLM asks all objects of all modules for their `__dict__`
+    when an engine starts on a CPU, and would take that function for one.
+    """
+    answer = ffi._lib_wrapper.__getattr__
+
+    def answer_others(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return answer(self, name)
+
+    ffi._lib_wrapper.__getattr__ = answer_others
+
+
 def use_torch_threads() -> None:
     """Lets the kernels have as many threads as torch's operations on this thread."""
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
@@ -399,4 +416,5 @@ def _start_threads() -> None:
     thread.join()
 
 
+_refuse_special_names()
 _start_threads()
