@@ -14,7 +14,6 @@ vocabulary masks, B blocks of a row, S candidates of a row, L a few logits.
 """
 
 import math
-import sys
 import threading
 
 import numba
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from llvmlite.binding import ffi
 from numba import njit, prange
+from numba.core.caching import FunctionCache
 
 from negtemp_data.sampling.philox import MULTIPLIERS, ROUNDS, WEYL, WORD, Stream
 from negtemp_data.sampling.stats import BLOCK
@@ -51,9 +51,19 @@ _32 = np.uint64(32)
 _DRAW = np.uint64(Stream.DRAW)
 _LARGEST_U = np.float32(1.0 - 2.0**-24)
 
+
+def _can_keep() -> bool:
+    """Whether numba finds a folder, beside this file or of the user, for what it has compiled."""
+    try:
+        FunctionCache(_can_keep)
+    except RuntimeError:
+        return False
+    return True
+
+
 # Sums may be taken in any order, so that they go side by side; nan and ±inf keep their meaning.
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}
-_OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy"}
+_OPTIONS = {"nogil": True, "cache": _can_keep(), "error_model": "numpy"}
 
 
 @njit(inline="always", **_OPTIONS)
@@ -405,9 +415,9 @@ def use_torch_threads() -> None:
 
 
 def _start_threads() -> None:
-    if sys.platform == "linux":
-        # The threads of torch's own OpenMP; of a second pool one would wait while the other spins.
-        numba.config.THREADING_LAYER = "omp"
+    # Those of torch's own OpenMP, where they can be had; of two pools, one would wait while the
+    # other spins.
+    numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
     nothing = np.empty(0, np.int64)
     arguments = np.empty(0, np.float32), 0, 0, nothing, nothing, np.empty(0, np.bool_)
     # numba's start sets the number of OpenMP threads of the thread that it happens on.

@@ -1,5 +1,8 @@
 """The CPU's kernels: how exact they are, and that rows do not depend on their neighbours."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -56,6 +59,21 @@ def test_a_row_gives_the_same_bits_alone_and_on_any_number_of_threads():
         assert alone.entropy_K[0] == together.entropy_K[k]
         assert alone.log_normalizer_K[0] == together.log_normalizer_K[k]
     assert len(found) == 9
+
+
+def test_kernels_are_compiled_anew_where_no_folder_can_keep_them():
+    # The locator of notebooks finds no folder for a file.
+    variables = {"NUMBA_CACHE_LOCATOR_CLASSES": "_IPythonCacheLocator"}
+    code = "from negtemp_data.sampling import host_kernels as k; print(k._OPTIONS['cache'])"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert run.stdout == "False\n"
 
 
 def test_the_kernels_leave_the_caller_s_threads_alone():
