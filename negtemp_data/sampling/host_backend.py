@@ -70,9 +70,10 @@ class HostBackend:
         self, logits_RV: Tensor, row_K: Tensor, token_K: Tensor, is_injected_K: Tensor
     ) -> None:
         """See `Backend`."""
-        kernels.use_torch_threads()
+        flat = _flat(logits_RV)
+        kernels.use_threads(len(row_K) * flat.width)
         columns = row_K, token_K, is_injected_K
-        kernels.write_one_hot(*_flat(logits_RV), *(column.numpy() for column in columns))
+        kernels.write_one_hot(*flat, *(column.numpy() for column in columns))
 
 
 def _flat(logits_RV: Tensor) -> _Flat:
@@ -88,8 +89,8 @@ def _flat(logits_RV: Tensor) -> _Flat:
 
 def _scan(flat: _Flat, row_K: Tensor, *, has_deviation: bool) -> tuple[RowStats, Tensor]:
     """Statistics of rows, and the largest logit of each block, float32 [K, B]."""
-    kernels.use_torch_threads()
     n_rows = len(row_K)
+    kernels.use_threads(n_rows * flat.width)
     columns = (torch.empty(n_rows) for _ in range(5))
     peak_K, normalizer_K, entropy_K, margin_K, deviation_K = columns
     argmax_K = torch.empty_like(row_K)

@@ -28,6 +28,9 @@ from negtemp_data.sampling.stats import BLOCK
 
 _CHUNK = 16 * BLOCK
 """Logits of a row that are passed over twice, for their maxima and their sums, while in L1."""
+_SHARE = 1 << 17
+"""Logits that are a thread's worth: some 0.1 ms, while another thread, on cores that others use,
+may take several milliseconds to come."""
 
 _LOWEST = np.finfo(np.float32).min
 """Stands in for −inf where a difference is taken."""
@@ -409,9 +412,10 @@ def _refuse_special_names() -> None:
     ffi._lib_wrapper.__getattr__ = answer_others
 
 
-def use_torch_threads() -> None:
-    """Lets the kernels have as many threads as torch's operations on this thread."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+def use_threads(n_logits: int) -> None:
+    """Lets the kernels have the threads of torch's operations, so far as the logits are many."""
+    most = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(max(1, min(most, n_logits // _SHARE)))
 
 
 def _start_threads() -> None:

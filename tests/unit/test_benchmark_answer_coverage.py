@@ -8,13 +8,13 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "answer_coverage.py"
 
 
 @pytest.fixture(scope="module")
 def coverage() -> Iterator[ModuleType]:
     """The script as a module, under a name that is not the coverage tool's."""
-    spec = importlib.util.spec_from_file_location("benchmark_coverage", SCRIPT)
+    spec = importlib.util.spec_from_file_location("benchmark_answer_coverage", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

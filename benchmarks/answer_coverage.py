@@ -1,7 +1,7 @@
 """How many different correct answers k samples of a prompt find: distinct draws against others.
 
-    python benchmarks/coverage.py                                       # writes the results file
-    python benchmarks/coverage.py --prompts 1 --out /tmp/coverage.md --show
+    python benchmarks/answer_coverage.py                               # writes the results file
+    python benchmarks/answer_coverage.py --prompts 1 --out /tmp/coverage.md --show
 
 Each prompt asks the embedded model for one member of a list that an installed package ships. The
 chat holds three such questions with answers, and the beginning of the fourth answer ("One country
@@ -452,7 +452,7 @@ def preface(asked: Asked, device: str, seconds: float) -> Iterator[str]:
     yield "# Coverage: different correct answers among siblings\n"
     yield f"{device}; Python {platform.python_version()}, {versions}.\n"
     text = f"""
-        `python benchmarks/coverage.py`: SmolLM2-135M-Instruct in float32, {len(asked)} prompts,
+        `python benchmarks/answer_coverage.py`: SmolLM2-135M-Instruct in float32, {len(asked)} prompts,
         {sum(GROUPS)} samples of each in every arm: groups of {", ".join(map(str, GROUPS))} siblings
         with the job seeds 0, 1, … (other seeds: {len(GROUPS)}, …), of which k siblings are the
         first k of each group that has so many. At most {MAX_TOKENS} tokens a sample, {n_tokens:,}
@@ -475,7 +475,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, metavar="N", help="ask the first N only")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/coverage.md"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/answer_coverage.md"))
     parser.add_argument("--show", action="store_true", help="print completions and their scoring")
     options = parser.parse_args()
     is_cpu = not torch.cuda.is_available()
