@@ -454,11 +454,11 @@ def preface(asked: Asked, device: str, seconds: float) -> Iterator[str]:
     text = f"""
         `python benchmarks/answer_coverage.py`: SmolLM2-135M-Instruct in float32, {len(asked)}
         prompts, {sum(GROUPS)} samples of each in every arm: groups of {", ".join(map(str, GROUPS))}
-        siblings with the job seeds 0, 1, … (other seeds: {len(GROUPS)}, …), of which k siblings are the
-        first k of each group that has so many. At most {MAX_TOKENS} tokens a sample, {n_tokens:,}
-        in all, {seconds / 60:.0f} minutes. Injected arms: the first token, from those within min_p
-        {MIN_P} that are not special; then T = {BASE_TEMPERATURE}. Siblings with distinct draws that
-        repeated a token while candidates were left: {repeats}."""
+        siblings with the job seeds 0, 1, … (other seeds: {len(GROUPS)}, …), of which k siblings are
+        the first k of each group that has so many. At most {MAX_TOKENS} tokens a sample,
+        {n_tokens:,} in all, {seconds / 60:.0f} minutes. Injected arms: the first token, from those
+        within min_p {MIN_P} that are not special; then T = {BASE_TEMPERATURE}. Siblings with
+        distinct draws that repeated a token while candidates were left: {repeats}."""
     yield textwrap.fill(" ".join(text.split()), 110) + "\n"
 
 
