@@ -6,7 +6,8 @@
 
 `step` compares, alternating in one run on the same rows, an in-place read and write of the rows
 (the floor), the sampler's step where every row injects, its step where every row is watched for its
-entropy and none injects, and vLLM's own min_p processor. On a GPU every step must be free of
+entropy and none injects, its step where every row has a base that vLLM can't sample, and vLLM's own
+min_p processor. On a GPU every step must be free of
 synchronisations, which torch checks.
 
 `decode` alternates the same requests with and without a schedule on one engine: seeds and
@@ -24,6 +25,7 @@ import torch
 from negtemp_data.sampling import (
     EntropyTrigger,
     PeriodicTrigger,
+    Piece,
     Rule,
     Schedule,
     ScheduleSampler,
@@ -43,6 +45,12 @@ SUPPORTS = {
     "top_n_sigma": Support(top_n_sigma=1.0),
     "top_p": Support(top_p=0.9),
     "top_k": Support(top_k=50),
+}
+
+BASES = {
+    "T = 5": Piece(5.0),
+    "T = 5 and top_p": Piece(5.0, top_p=0.95),
+    "T = 5 on min_p": Piece(5.0, support=Support(min_p=0.05)),
 }
 
 
@@ -69,11 +77,10 @@ class Timer:
 
 
 class Stepper:
-    """Steps one batch whose rows all have the same rule."""
+    """Steps one batch whose rows all have the same schedule."""
 
-    def __init__(self, rule, tokens, n_rows, width, device):
+    def __init__(self, schedule, tokens, n_rows, width, device):
         self._sampler = ScheduleSampler(tokens, width, device)
-        schedule = Schedule((rule,))
         slots = [self._sampler.open(str(i), schedule, i, is_traced=False) for i in range(n_rows)]
         self._slots, self._rows = np.array(slots), np.arange(n_rows)
         self._position = 0
@@ -106,7 +113,8 @@ def measure_steps(device, n_rounds):
     print(
         f"{device_name(device)}, {torch.get_num_threads()} threads, median of {n_rounds} rounds\n"
     )
-    names = [f"inject, {name}" for name in SUPPORTS] + ["watch entropy", "vLLM min_p"]
+    names = [f"inject, {name}" for name in SUPPORTS] + ["watch entropy"]
+    names += [f"base, {name}" for name in BASES] + ["vLLM min_p"]
     print("| rows | vocabulary | read + write, µs | " + " | ".join(names) + " |")
     print("|---" * (3 + len(names)) + "|")
     timer = Timer(device)
@@ -133,9 +141,12 @@ def measure_cell(tokens, n_rows, width, device, timer, n_rounds):
     sides = {"floor": lambda z: z.mul_(1.0)}
     for name, support in SUPPORTS.items():
         rule = Rule(PeriodicTrigger(1), -1.0, support, exclude)
-        sides[f"inject, {name}"] = Stepper(rule, tokens, n_rows, width, device)
+        sides[f"inject, {name}"] = Stepper(Schedule((rule,)), tokens, n_rows, width, device)
     watch = Rule(EntropyTrigger(above=1e9), -1.0, Support(min_p=0.05), exclude)
-    sides["watch entropy"] = Stepper(watch, tokens, n_rows, width, device)
+    sides["watch entropy"] = Stepper(Schedule((watch,)), tokens, n_rows, width, device)
+    for name, piece in BASES.items():
+        schedule = Schedule(base=(piece,))
+        sides[f"base, {name}"] = Stepper(schedule, tokens, n_rows, width, device)
     min_p = vllm_min_p(n_rows, width, device)
     if min_p is not None:
         sides["vLLM min_p"] = min_p
@@ -154,7 +165,7 @@ def measure_quiet_step(device, timer):
     width = 49_152
     tokens = TokenTable([f" w{i}".encode() for i in range(width)], frozenset({0}))
     rule = Rule(PeriodicTrigger(1), -1.0, Support(min_p=0.05), start=10**6)
-    stepper = Stepper(rule, tokens, 256, width, device)
+    stepper = Stepper(Schedule((rule,)), tokens, 256, width, device)
     logits = torch.zeros(256, width, device=device)
     stepper(logits)
     quiet = statistics.median(timer(lambda: stepper(logits)) for _ in range(200))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from negtemp_data.sampling.draw import Draw, DrawRequest
+from negtemp_data.sampling.rescale import RescaleRequest
 from negtemp_data.sampling.stats import RowStats
 
 
@@ -24,6 +25,9 @@ class Backend(Protocol):
 
     def draw(self, logits_RV: Tensor, request: DrawRequest) -> Draw:
         """Draws one token per row; the logits are not changed."""
+
+    def rescale(self, logits_RV: Tensor, stats: RowStats, request: RescaleRequest) -> None:
+        """Replaces rows by what their bases make of them, in place; `stats` are those rows'."""
 
     def write_one_hot(
         self, logits_RV: Tensor, row_K: Tensor, token_K: Tensor, is_injected_K: Tensor

@@ -1,12 +1,9 @@
 """Bases that the engine itself can't sample: T of any size or moving, on a support or a vocabulary.
 
-In this order: S = support ∩ vocabulary on softmax(z); y = (z − r)/T on S, r = max z on S for T > 0
-and min for T < 0, so that y ≤ 0 whatever the sign of T; then min_p, top_k and top_p on y. The
-engine then samples from y at T = 1 without limits of its own. Where S is empty it is the most
-likely token of the vocabulary, and where that is forbidden too the row stays as it is.
+What a base makes of a row is told in `negtemp_data.sampling.rescale`.
 
-Shapes: B rows, V vocabulary, P registered pieces, D registered bases, E pieces of the longest base,
-N vocabulary masks, L values of all temperature tables together.
+Shapes: R batch rows, B rows with a base, V vocabulary, P registered pieces, D registered bases, E
+pieces of the longest base, N vocabulary masks, L values of all temperature tables together.
 """
 
 import math
@@ -26,9 +23,10 @@ from negtemp_data.sampling.records import (
     Piece,
     Temperature,
 )
+from negtemp_data.sampling.rescale import RescaleRequest
 from negtemp_data.sampling.rules import NO_LIMIT, float32_temperature, limit_columns, uses_of
 from negtemp_data.sampling.stats import RowStats, row_chunks
-from negtemp_data.sampling.supports import Limits, bounds, top_k_bound, top_p_bound
+from negtemp_data.sampling.supports import Limits
 
 _FIXED, _EDT, _DYNATEMP = range(3)
 
@@ -108,34 +106,33 @@ class BaseTable:
             base_B: int64 registered bases; −1 leaves a row as it is.
             position_B: int64 positions about to be sampled.
         """
-        n_rows, width = len(row_B), logits_RV.shape[1]
-        whole = [slice(0, n_rows)]
-        for rows in whole if self._backend.is_dense else row_chunks(n_rows, width):
-            stats = self._backend.stats(
-                logits_RV, row_B[rows], has_deviation=self._uses.top_n_sigma
-            )
-            z_BV = logits_RV[row_B[rows]]
-            transformed_BV = self._transformed(z_BV, stats, base_B[rows], position_B[rows])
-            logits_RV[row_B[rows]] = transformed_BV
-
-    def _transformed(
-        self, z_BV: Tensor, stats: RowStats, base_B: Tensor, position_B: Tensor
-    ) -> Tensor:
-        known_B = base_B.clamp(min=0)
+        columns, known_B = self._columns, base_B.clamp(min=0)
         n_ended_B = (position_B[:, None] >= self._until_DE[known_B]).sum(dim=1)
         piece_B = self._first_D[known_B] + n_ended_B
-        temperature_B = self._temperature(piece_B, position_B, z_BV, stats)
-        limits = self._columns.limits.select(piece_B)
-        lower_B, upper_B = bounds(z_BV, stats, limits, self._uses)
-        allowed_BV = z_BV.isfinite() & self._masks.mask_NV[self._columns.vocabulary_P[piece_B]]
-        support_BV = allowed_BV & (z_BV >= lower_B[:, None]) & (z_BV <= upper_B[:, None])
-        support_BV |= _peak_of(z_BV, allowed_BV) & ~support_BV.any(dim=1, keepdim=True)
-        y_BV = self._truncate(_scale(z_BV, support_BV, temperature_B), piece_B)
-        is_changed_B = support_BV.any(dim=1) & (base_B >= 0)
-        return torch.where(is_changed_B[:, None], y_BV, z_BV)
+        stats = self._backend.stats(logits_RV, row_B, has_deviation=self._uses.top_n_sigma)
+        request = RescaleRequest(
+            row_B=row_B,
+            is_wanted_B=base_B >= 0,
+            mask_NV=self._masks.mask_NV,
+            vocabulary_B=columns.vocabulary_P[piece_B],
+            limits=columns.limits.select(piece_B),
+            uses=self._uses,
+            temperature_B=self._temperature(piece_B, position_B, logits_RV, row_B, stats),
+            log_min_p_B=columns.log_min_p_P[piece_B],
+            top_k_B=columns.top_k_P[piece_B],
+            largest_k=self._largest_k,
+            top_p_B=columns.top_p_P[piece_B],
+            any_top_p=self._any_top_p,
+        )
+        self._backend.rescale(logits_RV, stats, request)
 
     def _temperature(
-        self, piece_B: Tensor, position_B: Tensor, z_BV: Tensor, stats: RowStats
+        self,
+        piece_B: Tensor,
+        position_B: Tensor,
+        logits_RV: Tensor,
+        row_B: Tensor,
+        stats: RowStats,
     ) -> Tensor:
         columns = self._columns
         step_B = torch.minimum(position_B, columns.length_P[piece_B] - 1)
@@ -144,24 +141,20 @@ class BaseTable:
             return fixed_B
         a_B, b_B, c_B = columns.parameter_P3[piece_B].unbind(dim=1)
         kind_B, entropy_B = columns.kind_P[piece_B], stats.entropy_K
-        edt_B = a_B * (b_B * c_B / entropy_B).exp()
-        most_B = z_BV.isfinite().sum(dim=1).log()
-        share_B = (entropy_B / most_B).nan_to_num(0, 0, 0).clamp(0, 1)
-        dynamic_B = a_B + (b_B - a_B) * share_B**c_B
-        adaptive_B = torch.where(kind_B == _EDT, edt_B, dynamic_B)
+        adaptive_B = a_B * (b_B * c_B / entropy_B).exp()
+        if self._any_dynamic:
+            most_B = self._n_possible(logits_RV, row_B).log()
+            share_B = (entropy_B / most_B).nan_to_num(0, 0, 0).clamp(0, 1)
+            dynamic_B = a_B + (b_B - a_B) * share_B**c_B
+            adaptive_B = torch.where(kind_B == _EDT, adaptive_B, dynamic_B)
         # A row that holds a nan has no entropy; it is sampled as one without doubt.
         return torch.where(kind_B == _FIXED, fixed_B, adaptive_B.nan_to_num(0, torch.inf))
 
-    def _truncate(self, y_BV: Tensor, piece_B: Tensor) -> Tensor:
-        columns = self._columns
-        lower_B = columns.log_min_p_P[piece_B]
-        if self._largest_k:
-            y_BV = y_BV.masked_fill(y_BV < lower_B[:, None], -torch.inf)
-            lower_B = top_k_bound(y_BV, columns.top_k_P[piece_B], self._largest_k)
-        if self._any_top_p:
-            y_BV = y_BV.masked_fill(y_BV < lower_B[:, None], -torch.inf)
-            lower_B = top_p_bound(y_BV, y_BV.logsumexp(dim=1), columns.top_p_P[piece_B])
-        return y_BV.masked_fill(y_BV < lower_B[:, None], -torch.inf)
+    def _n_possible(self, logits_RV: Tensor, row_B: Tensor) -> Tensor:
+        """int64 [B]: the finite logits of each row."""
+        whole = [slice(0, len(row_B))]
+        chunks = whole if self._backend.is_dense else row_chunks(len(row_B), logits_RV.shape[1])
+        return torch.cat([logits_RV[row_B[rows]].isfinite().sum(dim=1) for rows in chunks])
 
     def _build_columns(self) -> None:
         pieces = self._pieces
@@ -189,6 +182,7 @@ class BaseTable:
         )
         self._uses = uses_of([piece.support for piece in pieces])
         self._is_adaptive = any(kind != _FIXED for kind in kinds)
+        self._any_dynamic = any(kind == _DYNATEMP for kind in kinds)
         self._largest_k = max(piece.top_k for piece in pieces)
         self._any_top_p = any(piece.top_p < 1 for piece in pieces)
         bases = list(self._index)
@@ -211,23 +205,3 @@ def _parameters(temperature: Temperature) -> tuple[int, tuple[float, float, floa
             return _DYNATEMP, (low, high, exponent)
         case _:
             return _FIXED, (0.0, 0.0, 0.0)
-
-
-def _peak_of(z_BV: Tensor, allowed_BV: Tensor) -> Tensor:
-    """bool [B, V]: the first of the most likely allowed tokens of each row."""
-    masked_BV = z_BV.masked_fill(~allowed_BV, -torch.inf)
-    is_peak_BV = allowed_BV & (masked_BV == masked_BV.amax(dim=1, keepdim=True))
-    return is_peak_BV & (is_peak_BV.cumsum(dim=1) == 1)
-
-
-def _scale(z_BV: Tensor, support_BV: Tensor, temperature_B: Tensor) -> Tensor:
-    """(z − r)/T on the support, −inf elsewhere; never above 0."""
-    temperature_B1 = temperature_B[:, None]
-    least_B1 = z_BV.masked_fill(~support_BV, torch.inf).amin(dim=1, keepdim=True)
-    most_B1 = z_BV.masked_fill(~support_BV, -torch.inf).amax(dim=1, keepdim=True)
-    y_BV = (z_BV - torch.where(temperature_B1 < 0, least_B1, most_B1)) / temperature_B1
-    # An overflowing difference over an infinite temperature would be nan.
-    y_BV = y_BV.masked_fill(temperature_B1.isinf(), 0)
-    greedy_BV = torch.zeros_like(y_BV).masked_fill(~_peak_of(z_BV, support_BV), -torch.inf)
-    y_BV = torch.where(temperature_B1 == 0, greedy_BV, y_BV)
-    return y_BV.masked_fill(~support_BV, -torch.inf)

@@ -41,20 +41,6 @@ class DrawRequest(NamedTuple):
     order_K: Tensor | None
     """int64: take this candidate, modulo |S|, counted from the best; None: all take the best."""
 
-    def select(self, chosen: Tensor | slice) -> "DrawRequest":
-        """The request of some rows."""
-        return self._replace(
-            row_K=self.row_K[chosen],
-            vocabulary_K=self.vocabulary_K[chosen],
-            guard_K=self.guard_K[chosen],
-            limits=self.limits.select(chosen),
-            temperature_K=self.temperature_K[chosen],
-            seed_K=self.seed_K[chosen],
-            position_K=self.position_K[chosen],
-            rule_K=self.rule_K[chosen],
-            order_K=None if self.order_K is None else self.order_K[chosen],
-        )
-
 
 class Draw(NamedTuple):
     """The outcome; of rows with fewer than two candidates only `support_size_K` means anything."""

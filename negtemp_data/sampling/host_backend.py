@@ -13,8 +13,9 @@ from torch import Tensor
 
 from negtemp_data.sampling import host_kernels as kernels
 from negtemp_data.sampling.draw import Draw, DrawRequest
-from negtemp_data.sampling.stats import BLOCK, RowStats, row_chunks
-from negtemp_data.sampling.supports import Bounds, bounds
+from negtemp_data.sampling.rescale import RescaleRequest
+from negtemp_data.sampling.stats import BLOCK, RowStats
+from negtemp_data.sampling.supports import Bounds, Limits, Uses, bounds
 
 
 class _Flat(NamedTuple):
@@ -32,14 +33,13 @@ class HostBackend:
 
     def stats(self, logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool = False) -> RowStats:
         """See `Backend`."""
-        stats, _ = _scan(_flat(logits_RV), row_K, has_deviation=has_deviation)
-        return stats
+        return _scan(_flat(logits_RV), row_K, has_deviation=has_deviation)
 
     def draw(self, logits_RV: Tensor, request: DrawRequest) -> Draw:
         """See `Backend`."""
         flat = _flat(logits_RV)
-        stats, top_KB = _scan(flat, request.row_K, has_deviation=request.uses.top_n_sigma)
-        lower_K, upper_K = _bounds(logits_RV, request, stats)
+        stats = _scan(flat, request.row_K, has_deviation=request.uses.top_n_sigma)
+        lower_K, upper_K = _bounds(flat, request.row_K, stats, request.limits, request.uses)
         size_K, rank_K, token_id_K = (torch.empty_like(request.row_K) for _ in range(3))
         logprob_K = torch.empty_like(stats.peak_K)
         columns = (
@@ -57,7 +57,7 @@ class HostBackend:
             stats.peak_K,
             stats.argmax_K,
             stats.log_normalizer_K,
-            top_KB,
+            stats.top_KB,
             token_id_K,
             size_K,
             logprob_K,
@@ -65,6 +65,26 @@ class HostBackend:
         )
         kernels.draw_from_rows(*flat, *(column.numpy() for column in columns))
         return Draw(token_id_K, stats.argmax_K, size_K, logprob_K, rank_K, stats.entropy_K)
+
+    def rescale(self, logits_RV: Tensor, stats: RowStats, request: RescaleRequest) -> None:
+        """See `Backend`."""
+        flat = _flat(logits_RV)
+        kernels.use_threads(len(request.row_B) * flat.width)
+        lower_B, upper_B = _bounds(flat, request.row_B, stats, request.limits, request.uses)
+        columns = (
+            request.row_B,
+            request.is_wanted_B,
+            request.mask_NV,
+            request.vocabulary_B,
+            lower_B,
+            upper_B,
+            request.temperature_B,
+            request.log_min_p_B,
+            request.top_k_B,
+            request.top_p_B,
+            stats.top_KB,
+        )
+        kernels.rescale_rows(*flat, *(column.numpy() for column in columns))
 
     def write_one_hot(
         self, logits_RV: Tensor, row_K: Tensor, token_K: Tensor, is_injected_K: Tensor
@@ -87,8 +107,7 @@ def _flat(logits_RV: Tensor) -> _Flat:
     return _Flat(logits_RV.as_strided((size,), (1,)).numpy(), row_stride, width)
 
 
-def _scan(flat: _Flat, row_K: Tensor, *, has_deviation: bool) -> tuple[RowStats, Tensor]:
-    """Statistics of rows, and the largest logit of each block, float32 [K, B]."""
+def _scan(flat: _Flat, row_K: Tensor, *, has_deviation: bool) -> RowStats:
     n_rows = len(row_K)
     kernels.use_threads(n_rows * flat.width)
     columns = (torch.empty(n_rows) for _ in range(5))
@@ -107,24 +126,29 @@ def _scan(flat: _Flat, row_K: Tensor, *, has_deviation: bool) -> tuple[RowStats,
         deviation_K.numpy(),
         top_KB.numpy(),
     )
-    stats = RowStats(
-        peak_K, argmax_K, normalizer_K, entropy_K, margin_K, deviation_K if has_deviation else None
+    return RowStats(
+        peak_K,
+        argmax_K,
+        normalizer_K,
+        entropy_K,
+        margin_K,
+        deviation_K if has_deviation else None,
+        top_KB,
     )
-    return stats, top_KB
 
 
-def _bounds(logits_RV: Tensor, request: DrawRequest, stats: RowStats) -> Bounds:
-    """The supports; where whole rows are read for them, some rows at a time."""
-    if not request.uses.whole_rows:
-        return bounds(logits_RV, stats, request.limits, request.uses)
-    n_rows, width = len(request.row_K), logits_RV.shape[1]
-    parts = [
-        bounds(
-            logits_RV[request.row_K[rows]],
-            stats.select(rows),
-            request.limits.select(rows),
-            request.uses,
+def _bounds(flat: _Flat, row_K: Tensor, stats: RowStats, limits: Limits, uses: Uses) -> Bounds:
+    lower_K, upper_K = bounds(stats, limits, uses)
+    if uses.whole_rows:
+        columns = (
+            row_K,
+            stats.top_KB,
+            stats.log_normalizer_K,
+            limits.top_p_K,
+            limits.top_k_K,
+            stats.log_normalizer_K + limits.xtc_K.log(),
+            lower_K,
+            upper_K,
         )
-        for rows in row_chunks(n_rows, width)
-    ]
-    return Bounds(*map(torch.cat, zip(*parts, strict=True)))
+        kernels.narrow_bounds(*flat, *(column.numpy() for column in columns))
+    return Bounds(lower_K, upper_K)

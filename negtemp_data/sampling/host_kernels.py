@@ -3,14 +3,15 @@
 
 They do what the Triton kernels do, in one pass over a row: `scan_rows` reads whole rows once,
 `draw_from_rows` reads again only the blocks of a row whose largest logit reaches the lower bound of
-the support, and `write_one_hot` writes the injected rows. What a row gives does not depend on the
-rows beside it.
+the support, and `write_one_hot` writes the injected rows. `narrow_bounds` finds the supports that
+statistics do not give, and `rescale_rows` makes of rows what their bases ask for. What a row gives
+does not depend on the rows beside it.
 
 Constants have types: one of Python's would turn a loop in float32 into one in float64, and words
 of 64 bits without a sign into float64, too.
 
 Shapes: F logits from the first of the batch to its last, K rows looked at, V vocabulary, N
-vocabulary masks, B blocks of a row, S candidates of a row, L a few logits.
+vocabulary masks, B blocks of a row, S candidates of a row, L a few logits, C classes of logits.
 """
 
 import math
@@ -44,6 +45,12 @@ _ONE = np.float32(1)
 _C1, _C2, _C3, _C4, _C5 = _EXP2
 _LOG2_E = np.float32(1 / math.log(2))
 _HALF = np.float32(0.5)
+
+_CLASSES = 2048
+_SHIFTS = (21, 10, 0)
+"""Bits of a key below those that tell the classes of each turn: of 32, at most 11 at a time."""
+_LIKELY = 16.0
+"""In nats: tokens with less than e^−16 are left out as long as the others suffice."""
 
 _MULTIPLIER_0, _MULTIPLIER_1 = map(np.uint64, MULTIPLIERS)
 _WEYL_0, _WEYL_1 = map(np.uint64, WEYL)
@@ -384,6 +391,225 @@ def draw_from_rows(
         support_size_K[k] = size
         logprob_K[k] = z_token - log_normalizer_K[k]
         rank_K[k] = _count(z_V, top_B, z_token)
+
+
+@njit(**_OPTIONS)
+def _key(z):
+    """An integer from 0 to 2³² − 1 that rises with the logit."""
+    return np.int64(_flip(np.float32(z).view(np.int32))) + np.int64(2**31)
+
+
+@njit(**_OPTIONS)
+def _logit(key):
+    """The logit with this key."""
+    return np.int32(_flip(np.int32(key - np.int64(2**31)))).view(np.float32)
+
+
+@njit(**_OPTIONS)
+def _weight(z, log_normalizer, is_count):
+    return 1.0 if is_count else math.exp(np.float64(z) - log_normalizer)
+
+
+@njit(**_OPTIONS)
+def _least_of_best(z_V, top_B, floor, log_normalizer, target, is_count):
+    """The least of the most likely logits, not below `floor`, that reach `target` together.
+
+    Each counts for one, or with its probability. −inf where all together do not reach it. Instead
+    of sorting, the logits are put into classes by the highest bits of their keys, and those of the
+    class in which the target is reached by the next bits, three times.
+    """
+    weight_C = np.empty(_CLASSES)
+    # The keys in question, and the weight of all that lies above them.
+    low, high, above = np.int64(0), np.int64(2**32), 0.0
+    for shift in _SHIFTS:
+        weight_C[:] = 0
+        for b in range(len(top_B)):
+            if top_B[b] >= floor and _key(top_B[b]) >= low:
+                for i in range(b * BLOCK, min((b + 1) * BLOCK, len(z_V))):
+                    key = _key(z_V[i])
+                    if z_V[i] >= floor and low <= key < high:
+                        weight_C[(key - low) >> shift] += _weight(z_V[i], log_normalizer, is_count)
+        chosen = -1
+        for c in range(_CLASSES - 1, -1, -1):
+            if weight_C[c] > 0:
+                chosen = c
+                if above + weight_C[c] >= target:
+                    break
+                above += weight_C[c]
+        else:
+            # Within a class, sums taken in another order may miss the target by a rounding.
+            if low == 0:
+                return np.float32(-np.inf)
+        low += np.int64(chosen) << shift
+        high = low + (np.int64(1) << shift)
+    return _logit(low)
+
+
+@njit(**_OPTIONS)
+def _nucleus(z_V, top_B, floor, log_normalizer, top_p):
+    """Least logit of the smallest set with probability `top_p`; −inf where all of them are it."""
+    likely = max(floor, np.float32(log_normalizer - _LIKELY))
+    bound = _least_of_best(z_V, top_B, likely, log_normalizer, top_p, False)
+    if bound == -np.inf:
+        bound = _least_of_best(z_V, top_B, floor, log_normalizer, top_p, False)
+    return bound
+
+
+@njit(**_OPTIONS)
+def _least_above(z_V, top_B, floor):
+    """The least logit that reaches `floor`; −inf where fewer than two do."""
+    count, least = 0, np.float32(np.inf)
+    for b in range(len(top_B)):
+        if top_B[b] >= floor:
+            for i in range(b * BLOCK, min((b + 1) * BLOCK, len(z_V))):
+                if z_V[i] >= floor:
+                    count += 1
+                    least = min(least, z_V[i])
+    return least if count >= 2 else np.float32(-np.inf)
+
+
+@njit(
+    "(f4[::1], i8, i8, i8[::1], f4[:, ::1], f4[::1], f8[::1], i8[::1], f4[::1], f4[::1], f4[::1])",
+    parallel=True,
+    **_OPTIONS,
+)
+def narrow_bounds(
+    z_F,
+    row_stride,
+    width,
+    row_K,
+    top_KB,
+    log_normalizer_K,
+    top_p_K,
+    top_k_K,
+    xtc_floor_K,
+    lower_K,
+    upper_K,
+):
+    """Narrows the supports by top_p, top_k and xtc, in place.
+
+    `xtc_floor_K` is the least logit that xtc counts as likely, −inf where a row has no xtc.
+    """
+    for k in prange(len(row_K)):
+        begin = row_K[k] * row_stride
+        z_V, top_B = z_F[begin : begin + width], top_KB[k]
+        # A lower bound of nan stays one.
+        if top_p_K[k] < 1:
+            bound = _nucleus(z_V, top_B, _LOWEST, np.float64(log_normalizer_K[k]), top_p_K[k])
+            lower_K[k] = bound if bound > lower_K[k] else lower_K[k]
+        if top_k_K[k] > 0:
+            bound = _least_of_best(z_V, top_B, _LOWEST, 0.0, np.float64(top_k_K[k]), True)
+            lower_K[k] = bound if bound > lower_K[k] else lower_K[k]
+        if xtc_floor_K[k] > -np.inf:
+            upper_K[k] = _least_above(z_V, top_B, xtc_floor_K[k])
+
+
+@njit(**_OPTIONS)
+def _first_best(z_V, allowed_V, lower, upper):
+    """The lowest id of the most likely of the allowed tokens within these bounds; −1: none."""
+    best = -1
+    for i in range(len(z_V)):
+        if allowed_V[i] and lower <= z_V[i] <= upper and (best < 0 or z_V[i] > z_V[best]):
+            best = i
+    return best
+
+
+@njit(**_OPTIONS)
+def _scale(z_V, allowed_V, lower, upper, origin, temperature, log_min_p):
+    """y = (z − r)/T on the support where it reaches ln(min_p), −inf elsewhere."""
+    is_flat = np.isinf(temperature)
+    for i in range(len(z_V)):
+        y = (z_V[i] - origin) / temperature
+        # An overflowing difference over an infinite temperature would be nan.
+        y = np.float32(0) if is_flat else y
+        is_kept = (lower <= z_V[i]) & (z_V[i] <= upper) & allowed_V[i] & (y >= log_min_p)
+        z_V[i] = y if is_kept else np.float32(-np.inf)
+
+
+@njit(**_OPTIONS)
+def _truncate(y_V, top_k, top_p):
+    """top_k, then top_p on what it leaves; y <= 0."""
+    bits_V = y_V.view(np.int32)
+    top_B = np.empty((len(y_V) + BLOCK - 1) // BLOCK, np.float32)
+    for b in range(len(top_B)):
+        top_B[b] = _largest(bits_V[b * BLOCK : min((b + 1) * BLOCK, len(y_V))])
+    floor = _LOWEST
+    if top_k > 0:
+        floor = max(floor, _least_of_best(y_V, top_B, floor, 0.0, np.float64(top_k), True))
+    if top_p < 1:
+        mass = 0.0
+        for b in range(len(top_B)):
+            if top_B[b] >= floor:
+                for i in range(b * BLOCK, min((b + 1) * BLOCK, len(y_V))):
+                    mass += math.exp(np.float64(y_V[i])) if y_V[i] >= floor else 0.0
+        floor = max(floor, _nucleus(y_V, top_B, floor, math.log(mass), top_p))
+    for i in range(len(y_V)):
+        y_V[i] = y_V[i] if y_V[i] >= floor else np.float32(-np.inf)
+
+
+@njit(**_OPTIONS)
+def _rescale_row(z_V, top_B, allowed_V, lower, upper, temperature, log_min_p, top_k, top_p):
+    """What `negtemp_data.sampling.rescale` says, for a row."""
+    # A bound of −inf must not let forbidden tokens in; one of nan lets nothing in.
+    lower = _LOWEST if lower < _LOWEST else lower
+    size, least, most = _survey(z_V, top_B, allowed_V, lower, upper)
+    only = -1
+    if size == 0:
+        only = _first_best(z_V, allowed_V, _LOWEST, -_LOWEST)
+        if only < 0:
+            return
+    elif temperature == 0:
+        only = _first_best(z_V, allowed_V, lower, upper)
+    if only >= 0:
+        z_V[:] = -np.inf
+        z_V[only] = 0.0
+        return
+    origin = least if temperature < 0 else most
+    _scale(z_V, allowed_V, lower, upper, origin, temperature, log_min_p)
+    if top_k > 0 or top_p < 1:
+        _truncate(z_V, top_k, top_p)
+
+
+@njit(
+    "(f4[::1], i8, i8, i8[::1], b1[::1], b1[:, ::1], i8[::1], f4[::1], f4[::1], f4[::1], f4[::1],"
+    " i8[::1], f8[::1], f4[:, ::1])",
+    parallel=True,
+    **_OPTIONS,
+)
+def rescale_rows(
+    z_F,
+    row_stride,
+    width,
+    row_K,
+    is_wanted_K,
+    mask_NV,
+    vocabulary_K,
+    lower_K,
+    upper_K,
+    temperature_K,
+    log_min_p_K,
+    top_k_K,
+    top_p_K,
+    top_KB,
+):
+    """Makes of rows what their bases ask for, in place.
+
+    Arguments with the name of a column of `RescaleRequest`, `Bounds` or `RowStats` are that column.
+    """
+    for k in prange(len(row_K)):
+        if is_wanted_K[k]:
+            begin = row_K[k] * row_stride
+            _rescale_row(
+                z_F[begin : begin + width],
+                top_KB[k],
+                mask_NV[vocabulary_K[k]],
+                lower_K[k],
+                upper_K[k],
+                temperature_K[k],
+                log_min_p_K[k],
+                top_k_K[k],
+                top_p_K[k],
+            )
 
 
 @njit("(f4[::1], i8, i8, i8[::1], i8[::1], b1[::1])", parallel=True, **_OPTIONS)

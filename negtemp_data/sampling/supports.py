@@ -12,10 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from negtemp_data.sampling.stats import RowStats, largest
-
-_FEW = (64, 1024)
-"""Most likely tokens that are tried on a CPU before a whole row is sorted."""
+from negtemp_data.sampling.stats import RowStats
 
 
 class Limits(NamedTuple):
@@ -65,28 +62,40 @@ class Uses(NamedTuple):
         return self.top_p or self.top_k > 0 or self.xtc
 
 
-def bounds(z_KV: Tensor, stats: RowStats, limits: Limits, uses: Uses) -> Bounds:
-    """The supports of rows of logits.
+def bounds(stats: RowStats, limits: Limits, uses: Uses) -> Bounds:
+    """The supports of rows, as far as their statistics alone decide them.
 
     Args:
-        z_KV: float32; −inf entries are forbidden tokens.
         stats: Of the rows; with their deviation where `uses` has a limit of that kind.
         limits: The rows' limits.
-        uses: The costly ones among them.
+        uses: The costly ones among them; with `whole_rows` these bounds are too wide.
     """
     lower_K = torch.maximum(
         stats.peak_K + limits.min_p_K.log(), stats.log_normalizer_K + limits.epsilon_K.log()
     )
-    if uses.top_p:
-        lower_K = torch.maximum(lower_K, top_p_bound(z_KV, stats.log_normalizer_K, limits.top_p_K))
-    if uses.top_k:
-        lower_K = torch.maximum(lower_K, top_k_bound(z_KV, limits.top_k_K, uses.top_k))
-    if stats.deviation_K is not None:
+    if uses.top_n_sigma:
+        assert stats.deviation_K is not None
         # inf·0 is nan: a row of equal logits with no limit of this kind has none.
         bound_K = stats.peak_K - limits.top_n_sigma_K * stats.deviation_K
         bound_K = bound_K.masked_fill(limits.top_n_sigma_K.isinf(), -torch.inf)
         lower_K = torch.maximum(lower_K, bound_K)
-    upper_K = torch.full_like(lower_K, torch.inf)
+    return Bounds(lower_K, torch.full_like(lower_K, torch.inf))
+
+
+def sorted_bounds(z_KV: Tensor, stats: RowStats, limits: Limits, uses: Uses) -> Bounds:
+    """The supports of rows, by sorting them: for devices that do it fast.
+
+    Args:
+        z_KV: float32; −inf entries are forbidden tokens.
+        stats: As for `bounds`.
+        limits: The rows' limits.
+        uses: The costly ones among them.
+    """
+    lower_K, upper_K = bounds(stats, limits, uses)
+    if uses.top_p:
+        lower_K = torch.maximum(lower_K, top_p_bound(z_KV, stats.log_normalizer_K, limits.top_p_K))
+    if uses.top_k:
+        lower_K = torch.maximum(lower_K, top_k_bound(z_KV, limits.top_k_K, uses.top_k))
     if uses.xtc:
         upper_K = _xtc_bound(z_KV, stats.log_normalizer_K, limits.xtc_K)
     return Bounds(lower_K, upper_K)
@@ -94,23 +103,18 @@ def bounds(z_KV: Tensor, stats: RowStats, limits: Limits, uses: Uses) -> Bounds:
 
 def top_p_bound(z_KV: Tensor, log_normalizer_K: Tensor, top_p_K: Tensor) -> Tensor:
     """Least logit of the smallest set with mass `top_p_K` (float64); −inf where it is 1."""
-    size = z_KV.shape[1]
-    few = [n for n in _FEW if n < size] if z_KV.device.type == "cpu" else []
-    for n_sorted in [*few, size]:
-        sorted_KV = largest(z_KV, n_sorted)
-        mass_KV = (sorted_KV.double() - log_normalizer_K.double()[:, None]).exp().cumsum(dim=1)
-        # Position of the token that completes the mass: those before it do not reach top_p.
-        last_K = (mass_KV < top_p_K[:, None]).sum(dim=1)
-        if n_sorted < size and bool(((last_K < n_sorted) | (top_p_K >= 1)).all()):
-            break
-    bound_K = sorted_KV.gather(1, last_K.clamp(max=n_sorted - 1)[:, None]).squeeze(1)
+    sorted_KV = z_KV.sort(dim=1, descending=True).values
+    mass_KV = (sorted_KV.double() - log_normalizer_K.double()[:, None]).exp().cumsum(dim=1)
+    # Position of the token that completes the mass: those before it do not reach top_p.
+    last_K = (mass_KV < top_p_K[:, None]).sum(dim=1).clamp(max=z_KV.shape[1] - 1)
+    bound_K = sorted_KV.gather(1, last_K[:, None]).squeeze(1)
     return bound_K.masked_fill(top_p_K >= 1, -torch.inf)
 
 
 def top_k_bound(z_KV: Tensor, top_k_K: Tensor, largest_k: int) -> Tensor:
     """The k-th largest logit; −inf where k is 0. `largest_k` is the largest of `top_k_K`."""
     size = min(largest_k, z_KV.shape[1])
-    sorted_KV = largest(z_KV, size)
+    sorted_KV = z_KV.topk(size, dim=1).values
     bound_K = sorted_KV.gather(1, (top_k_K.clamp(1, size) - 1)[:, None]).squeeze(1)
     return bound_K.masked_fill(top_k_K == 0, -torch.inf)
 

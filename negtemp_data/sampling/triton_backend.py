@@ -12,6 +12,7 @@ from torch import Tensor
 
 from negtemp_data.sampling import triton_kernels as kernels
 from negtemp_data.sampling.draw import Draw, DrawRequest
+from negtemp_data.sampling.rescale import RescaleRequest, rescaled
 from negtemp_data.sampling.stats import RowStats
 from negtemp_data.sampling.supports import top_k_bound, top_p_bound
 
@@ -31,14 +32,13 @@ class TritonBackend:
 
     def stats(self, logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool = False) -> RowStats:
         """See `Backend`."""
-        stats, _ = _scan(logits_RV, row_K, has_deviation=has_deviation)
-        return stats
+        return _scan(logits_RV, row_K, has_deviation=has_deviation)
 
     def draw(self, logits_RV: Tensor, request: DrawRequest) -> Draw:
         """See `Backend`."""
         limits, uses = request.limits, request.uses
-        stats, top_KB = _scan(logits_RV, request.row_K, has_deviation=uses.top_n_sigma)
-        n_rows, n_blocks = top_KB.shape
+        stats = _scan(logits_RV, request.row_K, has_deviation=uses.top_n_sigma)
+        n_rows, n_blocks = stats.top_KB.shape
         size_K, rank_K, token_id_K = (torch.empty_like(request.row_K) for _ in range(3))
         logprob_K = torch.empty_like(stats.peak_K)
         kernels.draw_from_rows[(n_rows,)](
@@ -64,8 +64,8 @@ class TritonBackend:
             argmax_K=stats.argmax_K,
             log_normalizer_K=stats.log_normalizer_K,
             deviation_K=stats.deviation_K,
-            top_KB=top_KB,
-            block_KB=torch.empty_like(top_KB, dtype=torch.int32),
+            top_KB=stats.top_KB,
+            block_KB=torch.empty_like(stats.top_KB, dtype=torch.int32),
             n_blocks=n_blocks,
             token_id_K=token_id_K,
             support_size_K=size_K,
@@ -75,6 +75,10 @@ class TritonBackend:
             **_DRAW,
         )
         return Draw(token_id_K, stats.argmax_K, size_K, logprob_K, rank_K, stats.entropy_K)
+
+    def rescale(self, logits_RV: Tensor, stats: RowStats, request: RescaleRequest) -> None:
+        """See `Backend`."""
+        logits_RV[request.row_B] = rescaled(logits_RV[request.row_B], stats, request)
 
     def write_one_hot(
         self, logits_RV: Tensor, row_K: Tensor, token_K: Tensor, is_injected_K: Tensor
@@ -86,8 +90,7 @@ class TritonBackend:
         )
 
 
-def _scan(logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool) -> tuple[RowStats, Tensor]:
-    """Statistics of rows, and the largest logit of each block, float32 [K, B]."""
+def _scan(logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool) -> RowStats:
     n_rows, width = len(row_K), logits_RV.shape[1]
     n_blocks = triton.cdiv(width, kernels.LANES.value)
     # Parts of one tensor would lie at odd addresses, for which kernels are compiled anew.
@@ -110,10 +113,15 @@ def _scan(logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool) -> tuple[Row
         n_blocks=n_blocks,
         **_SCAN,
     )
-    stats = RowStats(
-        peak_K, argmax_K, normalizer_K, entropy_K, margin_K, deviation_K if has_deviation else None
+    return RowStats(
+        peak_K,
+        argmax_K,
+        normalizer_K,
+        entropy_K,
+        margin_K,
+        deviation_K if has_deviation else None,
+        top_KB,
     )
-    return stats, top_KB
 
 
 def _sorted_bound(logits_RV: Tensor, request: DrawRequest, stats: RowStats) -> Tensor | None:

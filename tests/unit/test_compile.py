@@ -347,7 +347,7 @@ RULES = some_of(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, max_examples=300)
 @given(some_of({}, {"base": BASES, "inject": st.lists(RULES, max_size=2)}))
 def test_what_travels_is_compiled_to_the_same_schedule(data: dict[str, Any]) -> None:
     arm = parameters(data)

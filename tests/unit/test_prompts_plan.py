@@ -110,9 +110,7 @@ def test_shards_give_back_the_prompts_unchanged(tmp_path: Path) -> None:
     assert read_all(folder(tmp_path), plan) == list(read_prompts(job.prompts))
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(
     lines=st.lists(
         st.binary(max_size=4).map(lambda b: b.replace(b"\n", b"")), min_size=1, max_size=30

@@ -69,7 +69,7 @@ pieces = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     batch=st.lists(st.tuples(st.sampled_from(KINDS), pieces), min_size=1, max_size=8),
     entropy=st.integers(0, 2**32),

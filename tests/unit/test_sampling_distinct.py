@@ -49,7 +49,7 @@ row_kinds = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=80, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(
     batch=st.lists(row_kinds, min_size=1, max_size=8),
     entropy=st.integers(0, 2**32),

@@ -133,7 +133,7 @@ def run(implementation, requests, generator):
     return sampler.take([each.key for each in requests])
 
 
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(
     schedules=st.lists(st.sampled_from(SCHEDULES), min_size=1, max_size=4),
     entropy=st.integers(0, 2**32),

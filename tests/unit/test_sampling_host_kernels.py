@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from negtemp_data.sampling import host_backend
 from negtemp_data.sampling.host_backend import HostBackend
 from negtemp_data.sampling.host_kernels import _exp
+from negtemp_data.sampling.rescale import RescaleRequest, rescaled
+from negtemp_data.sampling.supports import Limits, Uses, sorted_bounds
 
 # Around the 1,024 logits that are summed together, the 64 of a block, and a model's vocabulary.
 WIDTHS = [1, 63, 64, 65, 1023, 1025, 4099, 49_152]
@@ -41,6 +44,84 @@ def test_statistics_are_those_of_float64(width):
     assert torch.allclose(stats.entropy_K.double(), entropy_R, rtol=5e-7, atol=5e-7)
     deviation_R = exact_RV.std(dim=1, correction=0)
     assert torch.allclose(stats.deviation_K.double(), deviation_R, rtol=2e-7)
+
+
+def supports(width, generator):
+    """Rows and limits of many kinds, hundreds of them."""
+    n = 256
+    scale_R = 10 ** torch.empty(n).uniform_(-4, 2, generator=generator)
+    z_RV = torch.randn(n, width, generator=generator) * scale_R[:, None]
+    z_RV[::5] = (z_RV[::5] * 3 / scale_R[::5, None]).round()  # ties
+    z_RV[1::5][torch.rand(z_RV[1::5].shape, generator=generator) < 0.7] = -torch.inf
+    z_RV[2::5] += 90
+    z_RV[:, 0] = z_RV[:, 0].clamp(min=-1e3)  # something is possible
+    limits = Limits(
+        min_p_K=torch.zeros(n),
+        top_p_K=torch.rand(n, generator=generator).double().clamp(0.01) ** 0.2,
+        top_k_K=torch.randint(0, 2 * width, (n,), generator=generator),
+        top_n_sigma_K=torch.full((n,), torch.inf),
+        epsilon_K=torch.zeros(n),
+        xtc_K=torch.rand(n, generator=generator) ** 4,
+    )
+    return z_RV, limits
+
+
+@pytest.mark.parametrize("width", [1, 64, 1000, 4099])
+@pytest.mark.parametrize("limit", ["top_p", "top_k", "xtc"])
+def test_supports_are_those_that_sorting_gives(width, limit):
+    z_RV, limits = supports(width, torch.Generator().manual_seed(width))
+    uses = Uses(limit == "top_p", 2 * width if limit == "top_k" else 0, False, limit == "xtc")
+    off = Limits(*map(torch.zeros_like, limits))
+    off = off._replace(top_p_K=off.top_p_K + 1, top_n_sigma_K=limits.top_n_sigma_K)
+    limits = off._replace(**{f"{limit}_K": getattr(limits, f"{limit}_K")})
+    rows = torch.arange(len(z_RV))
+    stats = HostBackend().stats(z_RV, rows)
+    lower_K, upper_K = host_backend._bounds(host_backend._flat(z_RV), rows, stats, limits, uses)
+    expected = sorted_bounds(z_RV, stats, limits, uses)
+    is_forbidden_RV = z_RV == -torch.inf
+
+    def members(lower_K, upper_K):
+        return (z_RV >= lower_K[:, None]) & (z_RV <= upper_K[:, None]) & ~is_forbidden_RV
+
+    assert torch.equal(members(lower_K, upper_K), members(*expected))
+
+
+def rescale_request(n, uses, limits, generator, *, is_truncated):
+    temperatures = torch.tensor([-1e-3, -1.0, -torch.inf, torch.inf, 1e5, 0.7, 1e-3, 0.0])
+    return RescaleRequest(
+        row_B=torch.arange(n),
+        is_wanted_B=torch.rand(n, generator=generator) < 0.9,
+        mask_NV=torch.empty(0),
+        vocabulary_B=torch.randint(0, 3, (n,), generator=generator),
+        limits=limits,
+        uses=uses,
+        temperature_B=temperatures[torch.randint(0, 8, (n,), generator=generator)],
+        log_min_p_B=torch.rand(n, generator=generator).log() * 5,
+        top_k_B=torch.randint(0, 90, (n,), generator=generator),
+        largest_k=90 if is_truncated else 0,
+        top_p_B=torch.rand(n, generator=generator).double().clamp(0.01) ** 0.2,
+        any_top_p=is_truncated,
+    )
+
+
+@pytest.mark.parametrize("width", [1, 64, 1000, 4099])
+@pytest.mark.parametrize("is_truncated", [False, True])
+def test_bases_are_what_operations_on_whole_batches_make_of_rows(width, is_truncated):
+    generator = torch.Generator().manual_seed(width + is_truncated)
+    z_RV, limits = supports(width, generator)
+    limits = limits._replace(top_k_K=limits.top_k_K.clamp(min=2))
+    uses = Uses(True, 2 * width, False, True)
+    request = rescale_request(len(z_RV), uses, limits, generator, is_truncated=is_truncated)
+    mask_NV = torch.rand(3, width, generator=generator) < torch.tensor([[2], [0.5], [0.01]])
+    request = request._replace(mask_NV=mask_NV)
+    if not is_truncated:
+        request = request._replace(
+            top_k_B=torch.zeros_like(request.top_k_B), top_p_B=torch.ones_like(request.top_p_B)
+        )
+    stats = HostBackend().stats(z_RV, request.row_B)
+    expected_RV = rescaled(z_RV, stats, request)
+    HostBackend().rescale(z_RV, stats, request)
+    assert torch.equal(z_RV, expected_RV)
 
 
 def test_a_row_gives_the_same_bits_alone_and_on_any_number_of_threads():

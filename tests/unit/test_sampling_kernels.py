@@ -120,7 +120,7 @@ class ShapesBackend:
 
     def stats(self, logits_RV, row_K, *, has_deviation=False):
         column = logits_RV.new_empty(len(row_K))
-        return RowStats(column, torch.empty_like(row_K), column, column, column, column)
+        return RowStats(column, torch.empty_like(row_K), *(column,) * 5)
 
     def draw(self, logits_RV, request):
         number, column = torch.empty_like(request.row_K), logits_RV.new_empty(len(request.row_K))

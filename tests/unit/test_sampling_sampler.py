@@ -63,7 +63,7 @@ def tokens_of(sampler, keys):
     return [[injection.token_id for injection in traces[key].injections] for key in keys]
 
 
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(entropy=st.integers(0, 2**32), n_others=st.integers(0, 20))
 def test_what_a_row_becomes_does_not_depend_on_the_batch_around_it(
     implementation, entropy, n_others

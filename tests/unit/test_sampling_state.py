@@ -198,7 +198,7 @@ bases = st.sampled_from(
 schedules = st.builds(Schedule, st.lists(rules, max_size=3).map(tuple), bases)
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(
     schedules=st.lists(schedules, min_size=1, max_size=4),
     entropy=st.integers(0, 2**32),

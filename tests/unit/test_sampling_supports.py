@@ -85,7 +85,7 @@ def assert_same_supports(implementation, batch, supports):
             assert expected.difference(after) is None, (support, logits)
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(row=rows(), support=one_limit)
 @example(row=[1e30, -1e30, 0.0] + [-1e30] * 9, support=Support(top_n_sigma=0.5))
 @example(row=[3e-30, 2e-30, 1e-30] + [0.0] * 9, support=Support(top_n_sigma=2.0))
@@ -93,7 +93,7 @@ def test_one_limit_keeps_the_same_tokens_as_the_reference(implementation, row, s
     assert_same_supports(implementation, [row], [support])
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(batch=st.lists(st.tuples(rows(), any_limits), min_size=1, max_size=6))
 def test_limits_of_different_rows_intersect_within_each_row(implementation, batch):
     assert_same_supports(implementation, *(list(column) for column in zip(*batch, strict=True)))

@@ -68,7 +68,7 @@ def fires_by_table(automata: TextAutomata, state: int, is_space_next: bool) -> b
 @example(["…".encode()[:2], "…".encode()[2:], b"."], 3, [SENTENCE], [2, 0, 1, 2, 0])
 @example([b".", b"\xe2", b" "], 3, [SENTENCE, WORD], [0, 1, 0, 2, 1])
 @example(["。".encode(), "」".encode(), b"."], 3, [SENTENCE], [0, 1, 2, 1])
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=200, derandomize=True)
 def test_a_trigger_fires_where_the_text_says_so(
     vocabulary: list[bytes], width: int, asked: list[TextTrigger], sequence: list[int]
 ) -> None:
@@ -88,7 +88,7 @@ def test_a_trigger_fires_where_the_text_says_so(
 
 
 @given(trigger=triggers, vocabulary=vocabularies)
-@settings(max_examples=50, derandomize=True, deadline=None)
+@settings(max_examples=50, derandomize=True)
 def test_every_state_leads_to_a_state_of_its_own_trigger(
     trigger: TextTrigger, vocabulary: list[bytes]
 ) -> None:

@@ -42,7 +42,7 @@ def firing_positions(rule, seed=0, index=0, end=10_000):
     return np.flatnonzero(fires(seed, rule, index, np.arange(end))).tolist()
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     rule=rules,
     seed=st.integers(0, 2**63 - 1),
@@ -55,7 +55,7 @@ def test_firings_equal_the_reference(rule, seed, index, begin):
         assert fires(seed, rule, index, positions).tolist() == expected
 
 
-@settings(deadline=None, max_examples=50, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(rule=rules, seed=st.integers(0, 2**63 - 1), cut=st.integers(0, 200))
 def test_firings_do_not_depend_on_which_positions_are_asked_for(rule, seed, cut):
     whole = fires(seed, rule, 0, np.arange(200))
@@ -123,7 +123,7 @@ def test_seed_and_rule_index_each_change_the_firings(trigger):
     assert len(variants) == 4
 
 
-@settings(deadline=None, max_examples=20, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(rule=rules, seed=st.integers(0, 2**63 - 1), begin=st.sampled_from([0, 200, 255, 256, 1000]))
 def test_a_row_sleeps_only_through_positions_without_a_firing(rule, seed, begin):
     # All logits are equal, so a firing injects at once.

@@ -32,7 +32,7 @@ logit_triggers = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     batch=st.lists(st.tuples(st.sampled_from(KINDS), logit_triggers), min_size=1, max_size=8),
     entropy=st.integers(0, 2**32),
@@ -215,7 +215,7 @@ def run_texts(implementation, schedules, texts, best):
     return [traces[key] for key in keys], expected
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     batch=st.lists(st.tuples(st.lists(text_rules, min_size=1, max_size=2), generated), min_size=1,
                    max_size=6),

@@ -41,7 +41,7 @@ texts = st.lists(st.sampled_from([*PIECES, "é".encode(), "…".encode()]), max_
 
 
 @given(vocabulary=st.lists(texts, max_size=20), special=st.sets(st.integers(0, 22), max_size=3))
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=200, derandomize=True)
 def test_a_class_has_the_tokens_whose_text_is_like_it(
     vocabulary: list[bytes], special: set[int]
 ) -> None:

@@ -257,7 +257,7 @@ def flipped(tmp_path_factory: pytest.TempPathFactory) -> Output:
     return make_output(tmp_path_factory.mktemp("flipped") / "out")
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_changed_byte_is_found(flipped: Output, data: Any) -> None:
     sound = shard_file(flipped, 1).read_bytes()

@@ -146,7 +146,7 @@ ROWS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(ROWS, max_size=5))
 def test_any_rows_come_back_from_an_encoded_shard(rows: list[dict[str, Any]]) -> None:
     data = encode_shard(build_shard(0, rows, "all", 1.0))

@@ -63,7 +63,7 @@ def sentencepiece() -> Any:
 
 @pytest.mark.parametrize("make", [byte_level, sentencepiece])
 @given(data=st.data())
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=60, derandomize=True)
 def test_texts_of_tokens_add_up_to_what_the_tokenizer_decodes(
     make: Any, data: st.DataObject
 ) -> None:
@@ -226,7 +226,7 @@ def is_in_script(text: str, script: str) -> bool:
 
 
 @given(texts=st.lists(st.text(script_chars, min_size=1, max_size=4), max_size=12))
-@settings(max_examples=25, derandomize=True, deadline=None)
+@settings(max_examples=25, derandomize=True)
 def test_a_script_has_the_tokens_with_its_letters_and_no_others(texts: list[str]) -> None:
     table = texts_only(texts)
     whole = {text.decode() for text in table.texts if "\ufffd" not in text.decode(errors="replace")}
