@@ -36,6 +36,7 @@ from negtemp_data.sampling import sampler as sampler_module
 from negtemp_data.sampling.backend import backend_for
 from negtemp_data.sampling.draw import Draw
 from negtemp_data.sampling.host_backend import HostBackend
+from negtemp_data.sampling.rescale import rescaled
 from negtemp_data.sampling.stats import RowStats
 from sampling_cases import SUPPORTS, TOKENS, WIDTH
 
@@ -114,7 +115,7 @@ META = torch.device("meta")
 
 
 class ShapesBackend:
-    """What kernels would fill, unfilled."""
+    """What kernels would fill, unfilled; operations of torch are done."""
 
     is_dense = True
 
@@ -125,6 +126,9 @@ class ShapesBackend:
     def draw(self, logits_RV, request):
         number, column = torch.empty_like(request.row_K), logits_RV.new_empty(len(request.row_K))
         return Draw(number, number, number, column, number, column)
+
+    def rescale(self, logits_RV, stats, request):
+        logits_RV[request.row_B] = rescaled(logits_RV[request.row_B], stats, request)
 
     def write_one_hot(self, logits_RV, row_K, token_K, is_injected_K):
         pass
