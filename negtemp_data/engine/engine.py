@@ -291,19 +291,32 @@ def _start(spec: EngineSpec) -> "LLMEngine":
     from vllm import EngineArgs, LLMEngine  # noqa: PLC0415
     from vllm.usage.usage_lib import UsageContext  # noqa: PLC0415
 
-    arguments = {**machine_defaults(spec.is_cpu), **spec.arguments}
+    arguments = engine_arguments(spec)
     if spec.is_pooling:
         arguments |= {"runner": "pooling", "convert": "classify"}
     else:
         arguments["worker_extension_cls"] = "negtemp_data.engine.extension.InjectionExtension"
-    config = EngineArgs(
-        **arguments, model=spec.model_path, disable_log_stats=True
-    ).create_engine_config(UsageContext.ENGINE_CONTEXT)
+    config = EngineArgs(**arguments, disable_log_stats=True).create_engine_config(
+        UsageContext.ENGINE_CONTEXT
+    )
     if not spec.is_pooling:
         # Each of vLLM's two model runners refuses the other's processors, and which of them runs
         # is known only now.
         config.model_config.logits_processors = [processor_for(config)]
     return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+
+
+def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
+    """vLLM's engine arguments: the job's, and the machine's defaults for those it does not set."""
+    from vllm import EngineArgs  # noqa: PLC0415
+
+    defaults = machine_defaults(spec.is_cpu)
+    arguments = {**defaults, **spec.arguments, "model": spec.model_path}
+    if spec.is_cpu and "max_num_batched_tokens" not in spec.arguments:
+        # One step has to hold the longest prompt that the model takes.
+        length = EngineArgs(**arguments).create_model_config().max_model_len
+        arguments["max_num_batched_tokens"] = max(length, defaults["max_num_batched_tokens"])
+    return arguments
 
 
 def processor_for(config: "VllmConfig") -> str:

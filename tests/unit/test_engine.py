@@ -1,5 +1,6 @@
 """What the engine's package does without an engine: names, schedules, prompts, tokens."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,10 +12,12 @@ from tokenizers.models import BPE
 
 from negtemp_data.engine.arguments import OURS, check_engine_arguments, machine_defaults
 from negtemp_data.engine.catalogue import CATALOGUE, is_known, measure_model, resolve_model
+from negtemp_data.engine.engine import EngineSpec, engine_arguments
 from negtemp_data.engine.pieces import token_pieces
 from negtemp_data.engine.tokens import PromptEncoder
 from negtemp_data.errors import JobError, ModelError, PromptError
 from negtemp_data.prompts import Message, Prompt
+from small_model import write_model
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -231,6 +234,21 @@ def test_without_vllm_only_our_own_arguments_are_refused(monkeypatch: pytest.Mon
 def test_the_machines_defaults_are_arguments_that_a_job_may_set() -> None:
     assert machine_defaults(is_cpu=False) == {}
     check_engine_arguments(machine_defaults(is_cpu=True))
+
+
+@pytest.mark.parametrize(
+    ("set_by_job", "n_tokens"),
+    [({}, 32768), ({"max_model_len": 512}, 16384), ({"max_num_batched_tokens": 40_000}, 40_000)],
+)
+def test_a_step_on_a_cpu_holds_the_longest_prompt(
+    tmp_path: Path, set_by_job: dict[str, int], n_tokens: int
+) -> None:
+    model = write_model(tmp_path)
+    config = tmp_path / "config.json"
+    length = {"max_position_embeddings": 32768}
+    config.write_text(json.dumps(json.loads(config.read_text()) | length))
+    arguments = engine_arguments(EngineSpec(model, set_by_job, is_cpu=True, replicas=1))
+    assert arguments["max_num_batched_tokens"] == n_tokens
 
 
 def test_a_mistyped_catalogue_name_gets_the_nearest() -> None:
