@@ -82,25 +82,6 @@ def bounds(stats: RowStats, limits: Limits, uses: Uses) -> Bounds:
     return Bounds(lower_K, torch.full_like(lower_K, torch.inf))
 
 
-def sorted_bounds(z_KV: Tensor, stats: RowStats, limits: Limits, uses: Uses) -> Bounds:
-    """The supports of rows, by sorting them: for devices that do it fast.
-
-    Args:
-        z_KV: float32; −inf entries are forbidden tokens.
-        stats: As for `bounds`.
-        limits: The rows' limits.
-        uses: The costly ones among them.
-    """
-    lower_K, upper_K = bounds(stats, limits, uses)
-    if uses.top_p:
-        lower_K = torch.maximum(lower_K, top_p_bound(z_KV, stats.log_normalizer_K, limits.top_p_K))
-    if uses.top_k:
-        lower_K = torch.maximum(lower_K, top_k_bound(z_KV, limits.top_k_K, uses.top_k))
-    if uses.xtc:
-        upper_K = _xtc_bound(z_KV, stats.log_normalizer_K, limits.xtc_K)
-    return Bounds(lower_K, upper_K)
-
-
 def top_p_bound(z_KV: Tensor, log_normalizer_K: Tensor, top_p_K: Tensor) -> Tensor:
     """Least logit of the smallest set with mass `top_p_K` (float64); −inf where it is 1."""
     sorted_KV = z_KV.sort(dim=1, descending=True).values
@@ -117,10 +98,3 @@ def top_k_bound(z_KV: Tensor, top_k_K: Tensor, largest_k: int) -> Tensor:
     sorted_KV = z_KV.topk(size, dim=1).values
     bound_K = sorted_KV.gather(1, (top_k_K.clamp(1, size) - 1)[:, None]).squeeze(1)
     return bound_K.masked_fill(top_k_K == 0, -torch.inf)
-
-
-def _xtc_bound(z_KV: Tensor, log_normalizer_K: Tensor, xtc_K: Tensor) -> Tensor:
-    is_above_KV = z_KV >= (log_normalizer_K + xtc_K.log())[:, None]
-    least_K = torch.where(is_above_KV, z_KV, torch.inf).amin(dim=1)
-    least_K = least_K.masked_fill(is_above_KV.sum(dim=1) < 2, -torch.inf)
-    return least_K.masked_fill(xtc_K == 0, torch.inf)

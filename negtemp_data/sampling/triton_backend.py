@@ -6,15 +6,17 @@ compiler says of registers and shared memory; they were not tuned on hardware.
 Shapes: R batch rows, K rows, V vocabulary, B blocks of a row.
 """
 
+from collections.abc import Iterator
+
 import torch
 import triton
 from torch import Tensor
 
 from negtemp_data.sampling import triton_kernels as kernels
 from negtemp_data.sampling.draw import Draw, DrawRequest
-from negtemp_data.sampling.rescale import RescaleRequest, rescaled
+from negtemp_data.sampling.rescale import RescaleRequest
 from negtemp_data.sampling.stats import RowStats
-from negtemp_data.sampling.supports import top_k_bound, top_p_bound
+from negtemp_data.sampling.supports import Limits, Uses, top_k_bound, top_p_bound
 
 # Statistics need not round as on the host; scores and bounds should, so that ties fall alike.
 _SCAN = {"BLOCKS": 16, "STAGES": 4, "num_warps": 8, "enable_fp_fusion": True}
@@ -54,7 +56,7 @@ class TritonBackend:
             epsilon_K=limits.epsilon_K,
             top_n_sigma_K=limits.top_n_sigma_K if uses.top_n_sigma else None,
             xtc_K=limits.xtc_K if uses.xtc else None,
-            floor_K=_sorted_bound(logits_RV, request, stats),
+            floor_K=_sorted_bound(logits_RV, request.row_K, stats, limits, uses),
             temperature_K=request.temperature_K,
             seed_K=request.seed_K,
             position_K=request.position_K,
@@ -78,7 +80,37 @@ class TritonBackend:
 
     def rescale(self, logits_RV: Tensor, stats: RowStats, request: RescaleRequest) -> None:
         """See `Backend`."""
-        logits_RV[request.row_B] = rescaled(logits_RV[request.row_B], stats, request)
+        limits, uses = request.limits, request.uses
+        n_rows, n_blocks = stats.top_KB.shape
+        is_changed_B = torch.zeros_like(request.is_wanted_B)
+        kernels.rescale_rows[(n_rows,)](
+            logits_RV=logits_RV,
+            row_stride=logits_RV.stride(0),
+            row_K=request.row_B,
+            width=logits_RV.shape[1],
+            is_wanted_K=request.is_wanted_B,
+            mask_NV=request.mask_NV,
+            mask_stride=request.mask_NV.stride(0),
+            vocabulary_K=request.vocabulary_B,
+            min_p_K=limits.min_p_K,
+            epsilon_K=limits.epsilon_K,
+            top_n_sigma_K=limits.top_n_sigma_K if uses.top_n_sigma else None,
+            xtc_K=limits.xtc_K if uses.xtc else None,
+            floor_K=_sorted_bound(logits_RV, request.row_B, stats, limits, uses),
+            temperature_K=request.temperature_B,
+            log_min_p_K=request.log_min_p_B,
+            peak_K=stats.peak_K,
+            log_normalizer_K=stats.log_normalizer_K,
+            deviation_K=stats.deviation_K,
+            top_KB=stats.top_KB,
+            block_KB=torch.empty_like(stats.top_KB, dtype=torch.int32),
+            n_blocks=n_blocks,
+            is_changed_K=is_changed_B,
+            PADDED=triton.next_power_of_2(n_blocks),
+            **_DRAW,
+        )
+        if request.largest_k or request.any_top_p:
+            _truncate(logits_RV, request, is_changed_B)
 
     def write_one_hot(
         self, logits_RV: Tensor, row_K: Tensor, token_K: Tensor, is_injected_K: Tensor
@@ -124,15 +156,15 @@ def _scan(logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool) -> RowStats:
     )
 
 
-def _sorted_bound(logits_RV: Tensor, request: DrawRequest, stats: RowStats) -> Tensor | None:
+def _sorted_bound(
+    logits_RV: Tensor, row_K: Tensor, stats: RowStats, limits: Limits, uses: Uses
+) -> Tensor | None:
     """Least logit that top_p and top_k allow, float32 [K]; None where no row has either."""
-    limits, uses = request.limits, request.uses
     if not (uses.top_p or uses.top_k):
         return None
     bound_K = torch.full_like(stats.peak_K, -torch.inf)
-    for begin in range(0, len(bound_K), _SORTED_ROWS):
-        rows = slice(begin, begin + _SORTED_ROWS)
-        z_KV = logits_RV[request.row_K[rows]]
+    for rows in _parts(len(bound_K)):
+        z_KV = logits_RV[row_K[rows]]
         if uses.top_p:
             nucleus_K = top_p_bound(z_KV, stats.log_normalizer_K[rows], limits.top_p_K[rows])
             bound_K[rows] = torch.maximum(bound_K[rows], nucleus_K)
@@ -140,3 +172,20 @@ def _sorted_bound(logits_RV: Tensor, request: DrawRequest, stats: RowStats) -> T
             kth_K = top_k_bound(z_KV, limits.top_k_K[rows], uses.top_k)
             bound_K[rows] = torch.maximum(bound_K[rows], kth_K)
     return bound_K
+
+
+def _truncate(logits_RV: Tensor, request: RescaleRequest, is_changed_B: Tensor) -> None:
+    """Applies top_k to y, and top_p to what it leaves, in the rows that hold y."""
+    for rows in _parts(len(is_changed_B)):
+        y_BV, is_changed_B1 = logits_RV[request.row_B[rows]], is_changed_B[rows, None]
+        if request.largest_k:
+            kth_B = top_k_bound(y_BV, request.top_k_B[rows], request.largest_k)
+            y_BV = y_BV.masked_fill((y_BV < kth_B[:, None]) & is_changed_B1, -torch.inf)
+        if request.any_top_p:
+            nucleus_B = top_p_bound(y_BV, y_BV.logsumexp(dim=1), request.top_p_B[rows])
+            y_BV = y_BV.masked_fill((y_BV < nucleus_B[:, None]) & is_changed_B1, -torch.inf)
+        logits_RV[request.row_B[rows]] = y_BV
+
+
+def _parts(n_rows: int) -> Iterator[slice]:
+    return (slice(begin, begin + _SORTED_ROWS) for begin in range(0, n_rows, _SORTED_ROWS))

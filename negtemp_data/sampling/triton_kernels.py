@@ -3,12 +3,13 @@
 
 `scan_rows` reads whole rows once. `draw_from_rows` reads again only the blocks of a row whose
 largest logit reaches the lower bound of the support, and they alone hold the candidates and every
-token that ranks before one. `write_one_hot` writes the injected rows.
+token that ranks before one. `write_one_hot` writes the injected rows. `rescale_rows` makes of rows
+what their bases ask for, but for limits that take sorting.
 
 All arguments up to the first constexpr are pointers to contiguous tensors, apart from
 `logits_RV`, whose rows may lie apart, and the numbers `row_stride`, `width`, `mask_stride` and
-`n_blocks`. `draw_from_rows` is to be launched without fused multiply-adds, so that its operations
-round as they do on the host.
+`n_blocks`. `draw_from_rows` and `rescale_rows` are to be launched without fused
+multiply-adds, so that their operations round as they do on the host.
 
 Shapes: R batch rows, K rows looked at, V vocabulary, N vocabulary masks, B blocks of a row, G
 blocks in hand, L = 128 logits of a block.
@@ -24,6 +25,7 @@ LANES = tl.constexpr(128)
 
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
 """The least float32: stands in for −inf where a difference is taken."""
+_HIGHEST = tl.constexpr(3.4028234663852886e38)
 _GONE = tl.constexpr(-128.0)
 """Its exponential is 0 in float32, and 0 times it is not nan."""
 
@@ -272,32 +274,27 @@ def draw_from_rows(
     allowed_V = mask_NV + tl.load(vocabulary_K + k) * mask_stride
     block_B = block_KB + k * n_blocks
     argmax = tl.load(argmax_K + k)
-    peak = tl.load(peak_K + k)
     log_normalizer = tl.load(log_normalizer_K + k)
-    lower = _lower_bound(
+    is_barred = tl.load(mask_NV + tl.load(guard_K + k) * mask_stride + argmax)
+    lower, upper, n_found = _find_support(
         k,
-        peak,
-        log_normalizer,
+        z_V,
+        width,
+        is_barred != 0,
         min_p_K=min_p_K,
         epsilon_K=epsilon_K,
         top_n_sigma_K=top_n_sigma_K,
-        deviation_K=deviation_K,
+        xtc_K=xtc_K,
         floor_K=floor_K,
+        peak_K=peak_K,
+        log_normalizer_K=log_normalizer_K,
+        deviation_K=deviation_K,
+        top_B=top_KB + k * n_blocks,
+        block_B=block_B,
+        n_blocks=n_blocks,
+        BLOCKS=BLOCKS,
+        PADDED=PADDED,
     )
-    wanted = lower
-    if xtc_K is not None:
-        xtc = tl.load(xtc_K + k)
-        likely = tl.where(xtc > 0, log_normalizer + _log(xtc), float("inf"))
-        wanted = tl.minimum(lower, likely)
-    # No block reaches nan. A peak of nan is a row that has no meaning.
-    is_barred = tl.load(mask_NV + tl.load(guard_K + k) * mask_stride + argmax)
-    wanted = tl.where((peak > float("-inf")) & (is_barred == 0), wanted, float("nan"))
-    n_found = _find_blocks(top_KB + k * n_blocks, block_B, n_blocks, wanted, PADDED)
-    upper = float("inf")
-    if xtc_K is not None:
-        upper = _least_likely(z_V, block_B, n_found, width, likely, BLOCKS)
-        upper = tl.where(xtc > 0, upper, float("inf"))
-
     size, least, most = _survey(z_V, allowed_V, block_B, n_found, width, lower, upper, BLOCKS)
     temperature = tl.load(temperature_K + k)
     origin = tl.where(size > 0, tl.where(temperature < 0, least, most), 0.0)
@@ -327,6 +324,54 @@ def draw_from_rows(
     tl.store(logprob_K + k, z_token - log_normalizer)
     n_above = _count(z_V, block_B, n_found, width, z_token, BLOCKS)
     tl.store(rank_K + k, n_above.to(tl.int64))
+
+
+@triton.jit
+def _find_support(
+    k,
+    z_V,
+    width,
+    is_barred,
+    min_p_K,
+    epsilon_K,
+    top_n_sigma_K,
+    xtc_K,
+    floor_K,
+    peak_K,
+    log_normalizer_K,
+    deviation_K,
+    top_B,
+    block_B,
+    n_blocks,
+    BLOCKS: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    """Bounds of the support, and how many blocks hold it, which are written down; barred: none."""
+    peak = tl.load(peak_K + k)
+    log_normalizer = tl.load(log_normalizer_K + k)
+    lower = _lower_bound(
+        k,
+        peak,
+        log_normalizer,
+        min_p_K=min_p_K,
+        epsilon_K=epsilon_K,
+        top_n_sigma_K=top_n_sigma_K,
+        deviation_K=deviation_K,
+        floor_K=floor_K,
+    )
+    wanted = lower
+    if xtc_K is not None:
+        xtc = tl.load(xtc_K + k)
+        likely = tl.where(xtc > 0, log_normalizer + _log(xtc), float("inf"))
+        wanted = tl.minimum(lower, likely)
+    # No block reaches nan. A peak of nan is a row that has no meaning.
+    wanted = tl.where((peak > float("-inf")) & (is_barred == 0), wanted, float("nan"))
+    n_found = _find_blocks(top_B, block_B, n_blocks, wanted, PADDED)
+    upper = float("inf")
+    if xtc_K is not None:
+        upper = _least_likely(z_V, block_B, n_found, width, likely, BLOCKS)
+        upper = tl.where(xtc > 0, upper, float("inf"))
+    return lower, upper, n_found
 
 
 @triton.jit
@@ -493,3 +538,102 @@ def write_one_hot(
         id_P = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
         one_hot_P = tl.where(id_P == tl.load(token_id_K + k), 0.0, float("-inf"))
         tl.store(z_V + id_P, one_hot_P, mask=id_P < width)
+
+
+@triton.jit
+def rescale_rows(
+    logits_RV,
+    row_stride,
+    row_K,
+    width,
+    is_wanted_K,
+    mask_NV,
+    mask_stride,
+    vocabulary_K,
+    min_p_K,
+    epsilon_K,
+    top_n_sigma_K,
+    xtc_K,
+    floor_K,
+    temperature_K,
+    log_min_p_K,
+    peak_K,
+    log_normalizer_K,
+    deviation_K,
+    top_KB,
+    block_KB,
+    n_blocks,
+    is_changed_K,
+    BLOCKS: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    """Makes of rows what `negtemp_data.sampling.rescale` says, up to min_p on y, in place.
+
+    Arguments are named as those of `draw_from_rows`, and after columns of `RescaleRequest`.
+    `is_changed_K`, bool, False at first: whether the row holds y now.
+    """
+    k = tl.program_id(0)
+    if tl.load(is_wanted_K + k):
+        z_V = logits_RV + tl.load(row_K + k) * row_stride
+        allowed_V = mask_NV + tl.load(vocabulary_K + k) * mask_stride
+        block_B = block_KB + k * n_blocks
+        lower, upper, n_found = _find_support(
+            k,
+            z_V,
+            width,
+            False,
+            min_p_K=min_p_K,
+            epsilon_K=epsilon_K,
+            top_n_sigma_K=top_n_sigma_K,
+            xtc_K=xtc_K,
+            floor_K=floor_K,
+            peak_K=peak_K,
+            log_normalizer_K=log_normalizer_K,
+            deviation_K=deviation_K,
+            top_B=top_KB + k * n_blocks,
+            block_B=block_B,
+            n_blocks=n_blocks,
+            BLOCKS=BLOCKS,
+            PADDED=PADDED,
+        )
+        size, least, most = _survey(z_V, allowed_V, block_B, n_found, width, lower, upper, BLOCKS)
+        temperature = tl.load(temperature_K + k)
+        only = tl.full((), -1, tl.int64)
+        if (size == 0) | (temperature == 0):
+            lowest = tl.where(size == 0, _LOWEST, lower)
+            highest = tl.where(size == 0, _HIGHEST, upper)
+            only = _first_best(z_V, allowed_V, n_blocks, width, lowest, highest, BLOCKS)
+        is_changed = (size > 0) | (only >= 0)
+        tl.store(is_changed_K + k, is_changed)
+        if is_changed:
+            origin = tl.where(temperature < 0, least, most)
+            log_min_p = tl.load(log_min_p_K + k)
+            is_flat = tl.abs(temperature) == float("inf")
+            divisor = tl.where(is_flat | (temperature == 0), 1.0, temperature)
+            for first in range(0, n_blocks, BLOCKS):
+                id_GL = _ids(first, BLOCKS)
+                z_GL = tl.load(z_V + id_GL, mask=id_GL < width, other=float("-inf"))
+                y_GL = tl.where(is_flat, 0.0, tl.div_rn(z_GL - origin, divisor))
+                is_kept_GL = _is_member(allowed_V, id_GL, z_GL, lower, upper) & (y_GL >= log_min_p)
+                y_GL = tl.where(is_kept_GL, y_GL, float("-inf"))
+                y_GL = tl.where(only >= 0, tl.where(id_GL == only, 0.0, float("-inf")), y_GL)
+                tl.store(z_V + id_GL, y_GL, mask=id_GL < width)
+
+
+@triton.jit
+def _first_best(z_V, allowed_V, n_blocks, width, lower, upper, BLOCKS: tl.constexpr):
+    """The lowest id of the most likely of the allowed tokens within these bounds; −1: none."""
+    best_GL = tl.full((BLOCKS, LANES), _NO_KEY, tl.int64)
+    for first in range(0, n_blocks, BLOCKS):
+        id_GL = _ids(first, BLOCKS)
+        z_GL = tl.load(z_V + id_GL, mask=id_GL < width, other=float("-inf"))
+        is_member_GL = _is_member(allowed_V, id_GL, z_GL, lower, upper)
+        best_GL = tl.maximum(best_GL, tl.where(is_member_GL, _key(z_GL, id_GL), _NO_KEY))
+    key = tl.max(best_GL)
+    return tl.where(key > _NO_KEY, (key & _ID_BITS) ^ _ID_BITS, -1)
+
+
+@triton.jit
+def _ids(first, BLOCKS: tl.constexpr):
+    """Ids of the logits of G blocks."""
+    return (first + tl.arange(0, BLOCKS))[:, None] * LANES + tl.arange(0, LANES)[None, :]

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -44,11 +46,14 @@ from negtemp_data.sampling import sampler as sampler_module
 from negtemp_data.sampling.draw import Draw, DrawRequest
 from negtemp_data.sampling.host_backend import HostBackend
 from negtemp_data.sampling.philox import Stream
+from negtemp_data.sampling.rescale import RescaleRequest
 from negtemp_data.sampling.rules import float32_temperature, limit_columns, uses_of
 from negtemp_data.sampling.supports import Limits
 from negtemp_data.sampling.triton_backend import TritonBackend
 from negtemp_data.sampling.triton_kernels import gumbel, philox
 from sampling_cases import SUPPORTS, TEMPERATURES, TOKENS, is_same_bits
+
+Request = TypeVar("Request", DrawRequest, RescaleRequest)
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
@@ -137,7 +142,7 @@ def request_of(
     )
 
 
-def on_device(request: DrawRequest) -> DrawRequest:
+def on_device(request: Request) -> Request:
     """The request where the kernels run."""
 
     def move(value: object) -> object:
@@ -145,7 +150,7 @@ def on_device(request: DrawRequest) -> DrawRequest:
             return Limits(*map(move, value))
         return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
 
-    return DrawRequest(*map(move, request))
+    return type(request)(*map(move, request))
 
 
 def draw_both(logits: np.ndarray, request: DrawRequest) -> tuple[Draw, Draw]:
@@ -466,6 +471,49 @@ def test_injected_rows_become_one_hot_and_all_others_keep_their_bits(width):
     expected[[1, 4]] = -np.inf
     expected[1, width - 1] = expected[4, 3] = 0.0
     assert is_same_bits(after.cpu().numpy(), expected)
+
+
+# --- bases
+
+
+@pytest.mark.parametrize("is_truncated", [False, True])
+@pytest.mark.parametrize("width", [9, 300, 4099])
+def test_rows_become_what_their_bases_make_of_them_on_the_host(width, is_truncated):
+    generator = np.random.default_rng(width)
+    cases = [
+        Case(kind, temperature, SUPPORTS[number % len(SUPPORTS)], number // 9 % 3)
+        for number, (kind, temperature) in enumerate(product(SOUND + BROKEN, TEMPERATURES))
+    ]
+    logits = np.stack([row_of_kind(case.kind, width, generator) for case in cases])
+    n_rows, supports = len(cases), [case.support for case in cases]
+    limits = generator.random((3, n_rows))
+    request = RescaleRequest(
+        row_B=torch.arange(n_rows),
+        is_wanted_B=torch.from_numpy(generator.random(n_rows) < 0.9),
+        mask_NV=masks(width, generator),
+        vocabulary_B=torch.tensor([case.vocabulary for case in cases]),
+        limits=limit_columns(supports, torch.device("cpu")),
+        uses=uses_of(supports),
+        temperature_B=torch.tensor([float32_temperature(case.temperature) for case in cases]),
+        log_min_p_B=torch.from_numpy(limits[0].astype(np.float32)).log() * 4,
+        top_k_B=torch.from_numpy((limits[1] * 9 * is_truncated).astype(np.int64)),
+        largest_k=9 if is_truncated else 0,
+        top_p_B=torch.from_numpy(limits[2] ** 0.1 if is_truncated else np.ones(n_rows)),
+        any_top_p=is_truncated,
+    )
+    ours, theirs = torch.from_numpy(logits.copy()).to(DEVICE), torch.from_numpy(logits.copy())
+    for z_RV, backend, its in (
+        (ours, TritonBackend(), on_device(request)),
+        (theirs, HostBackend(), request),
+    ):
+        stats = backend.stats(z_RV, its.row_B, has_deviation=True)
+        backend.rescale(z_RV, stats, its)
+    n_compared = 0
+    for ours_V, theirs_V, logits_V, case in zip(ours.cpu(), theirs, logits, cases, strict=True):
+        if is_certain(logits_V, case, request.mask_NV):
+            n_compared += 1
+            assert torch.allclose(ours_V, theirs_V, rtol=1e-6, atol=0, equal_nan=True), case
+    assert n_compared >= 0.8 * n_rows
 
 
 # --- the whole sampler

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from dense_base import rescaled, sorted_bounds
 from negtemp_data.sampling import host_backend
 from negtemp_data.sampling.host_backend import HostBackend
 from negtemp_data.sampling.host_kernels import _exp
-from negtemp_data.sampling.rescale import RescaleRequest, rescaled
-from negtemp_data.sampling.supports import Limits, Uses, sorted_bounds
+from negtemp_data.sampling.rescale import RescaleRequest
+from negtemp_data.sampling.supports import Limits, Uses
 
 # Around the 1,024 logits that are summed together, the 64 of a block, and a model's vocabulary.
 WIDTHS = [1, 63, 64, 65, 1023, 1025, 4099, 49_152]

@@ -36,7 +36,6 @@ from negtemp_data.sampling import sampler as sampler_module
 from negtemp_data.sampling.backend import backend_for
 from negtemp_data.sampling.draw import Draw
 from negtemp_data.sampling.host_backend import HostBackend
-from negtemp_data.sampling.rescale import rescaled
 from negtemp_data.sampling.stats import RowStats
 from sampling_cases import SUPPORTS, TOKENS, WIDTH
 
@@ -47,7 +46,7 @@ INT64 = {
     "row_K", "vocabulary_K", "guard_K", "seed_K", "position_K", "rule_K", "order_K", "argmax_K",
     "token_id_K", "support_size_K", "rank_K",
 }  # fmt: skip
-BOOL = {"mask_NV", "is_injected_K"}
+BOOL = {"mask_NV", "is_injected_K", "is_wanted_K", "is_changed_K"}
 NUMBERS = {"row_stride", "width", "mask_stride", "n_blocks"}
 
 
@@ -90,6 +89,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(is_full, tmp_path, monkeypat
     for kernel, options in (
         (kernels.scan_rows, triton_backend._SCAN),
         (kernels.draw_from_rows, {**triton_backend._DRAW, "PADDED": 1024}),
+        (kernels.rescale_rows, {**triton_backend._DRAW, "PADDED": 1024}),
         (kernels.write_one_hot, triton_backend._WRITE),
     ):
         signature, constants = {}, {}
@@ -115,7 +115,7 @@ META = torch.device("meta")
 
 
 class ShapesBackend:
-    """What kernels would fill, unfilled; operations of torch are done."""
+    """What kernels would fill, unfilled; torch's operations around them are done."""
 
     is_dense = True
 
@@ -128,7 +128,11 @@ class ShapesBackend:
         return Draw(number, number, number, column, number, column)
 
     def rescale(self, logits_RV, stats, request):
-        logits_RV[request.row_B] = rescaled(logits_RV[request.row_B], stats, request)
+        from negtemp_data.sampling import triton_backend
+
+        rows, limits, uses = request.row_B, request.limits, request.uses
+        triton_backend._sorted_bound(logits_RV, rows, stats, limits, uses)
+        triton_backend._truncate(logits_RV, request, request.is_wanted_B)
 
     def write_one_hot(self, logits_RV, row_K, token_K, is_injected_K):
         pass
