@@ -276,13 +276,13 @@ def check_schedules(engine: Engine, schedules: Mapping[str, Schedule]) -> None:
     import torch  # noqa: PLC0415
 
     from negtemp_data.engine.token_classes import token_table  # noqa: PLC0415
-    from negtemp_data.sampling import ScheduleSampler  # noqa: PLC0415
+    from negtemp_data.sampling import ScheduleTables  # noqa: PLC0415
 
     tokens = token_table(engine.tokenizer, engine.model_path)
-    sampler = ScheduleSampler(tokens, engine.vocab_size, torch.device("cpu"))
+    tables = ScheduleTables(tokens, engine.vocab_size, torch.device("cpu"))
     for arm, schedule in schedules.items():
         try:
-            sampler.check(schedule)
+            tables.register(schedule)
         except ValueError as error:
             raise EngineStartError(f"schedules.{arm}: {error}.") from error
 

@@ -29,6 +29,7 @@ from negtemp_data.sampling.records import (
     Vocabulary,
 )
 from negtemp_data.sampling.sampler import ScheduleSampler
+from negtemp_data.sampling.tables import ScheduleTables
 from negtemp_data.sampling.vocabulary import TokenTable
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Rule",
     "Schedule",
     "ScheduleSampler",
+    "ScheduleTables",
     "Siblings",
     "Support",
     "Temperature",

@@ -25,10 +25,13 @@ from negtemp_data.sampling.records import (
 )
 from negtemp_data.sampling.rescale import RescaleRequest
 from negtemp_data.sampling.rules import NO_LIMIT, float32_temperature, limit_columns, uses_of
-from negtemp_data.sampling.stats import RowStats, row_chunks
+from negtemp_data.sampling.stats import RowStats
 from negtemp_data.sampling.supports import Limits
 
 _FIXED, _EDT, _DYNATEMP = range(3)
+
+_COPIED_LOGITS = 1 << 23
+"""Logits that are copied at a time: 32 MiB."""
 
 
 def temperature_table(temperature: Temperature) -> list[float]:
@@ -72,10 +75,9 @@ class _PieceColumns:
 class BaseTable:
     """The bases of all schedules seen so far."""
 
-    def __init__(self, device: torch.device, masks: MaskTable, backend: Backend) -> None:
+    def __init__(self, device: torch.device, masks: MaskTable) -> None:
         """Starts empty."""
         self._device = device
-        self._backend = backend
         self._masks = masks
         self._index: dict[tuple[Piece, ...], int] = {}
         self._pieces: list[Piece] = []
@@ -96,11 +98,17 @@ class BaseTable:
         return self._index[base]
 
     def transform(
-        self, logits_RV: Tensor, row_B: Tensor, base_B: Tensor, position_B: Tensor
+        self,
+        backend: Backend,
+        logits_RV: Tensor,
+        row_B: Tensor,
+        base_B: Tensor,
+        position_B: Tensor,
     ) -> None:
         """Replaces rows of logits by what the engine is to sample from at T = 1, in place.
 
         Args:
+            backend: That of the logits.
             logits_RV: float32.
             row_B: int64 rows, each once.
             base_B: int64 registered bases; −1 leaves a row as it is.
@@ -109,7 +117,7 @@ class BaseTable:
         columns, known_B = self._columns, base_B.clamp(min=0)
         n_ended_B = (position_B[:, None] >= self._until_DE[known_B]).sum(dim=1)
         piece_B = self._first_D[known_B] + n_ended_B
-        stats = self._backend.stats(logits_RV, row_B, has_deviation=self._uses.top_n_sigma)
+        stats = backend.stats(logits_RV, row_B, has_deviation=self._uses.top_n_sigma)
         request = RescaleRequest(
             row_B=row_B,
             is_wanted_B=base_B >= 0,
@@ -124,7 +132,7 @@ class BaseTable:
             top_p_B=columns.top_p_P[piece_B],
             any_top_p=self._any_top_p,
         )
-        self._backend.rescale(logits_RV, stats, request)
+        backend.rescale(logits_RV, stats, request)
 
     def _temperature(
         self,
@@ -143,18 +151,12 @@ class BaseTable:
         kind_B, entropy_B = columns.kind_P[piece_B], stats.entropy_K
         adaptive_B = a_B * (b_B * c_B / entropy_B).exp()
         if self._any_dynamic:
-            most_B = self._n_possible(logits_RV, row_B).log()
+            most_B = _n_possible(logits_RV, row_B).log()
             share_B = (entropy_B / most_B).nan_to_num(0, 0, 0).clamp(0, 1)
             dynamic_B = a_B + (b_B - a_B) * share_B**c_B
             adaptive_B = torch.where(kind_B == _EDT, adaptive_B, dynamic_B)
         # A row that holds a nan has no entropy; it is sampled as one without doubt.
         return torch.where(kind_B == _FIXED, fixed_B, adaptive_B.nan_to_num(0, torch.inf))
-
-    def _n_possible(self, logits_RV: Tensor, row_B: Tensor) -> Tensor:
-        """int64 [B]: the finite logits of each row."""
-        whole = [slice(0, len(row_B))]
-        chunks = whole if self._backend.is_dense else row_chunks(len(row_B), logits_RV.shape[1])
-        return torch.cat([logits_RV[row_B[rows]].isfinite().sum(dim=1) for rows in chunks])
 
     def _build_columns(self) -> None:
         pieces = self._pieces
@@ -195,6 +197,12 @@ class BaseTable:
             ]
         )
         self._first_D = column(np.cumsum([0, *map(len, bases[:-1])]).tolist())
+
+
+def _n_possible(logits_RV: Tensor, row_B: Tensor) -> Tensor:
+    """int64 [B]: the finite logits of each row."""
+    size = max(1, _COPIED_LOGITS // logits_RV.shape[1])
+    return torch.cat([logits_RV[rows].isfinite().sum(dim=1) for rows in row_B.split(size)])
 
 
 def _parameters(temperature: Temperature) -> tuple[int, tuple[float, float, float]]:

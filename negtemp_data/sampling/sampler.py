@@ -22,13 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from negtemp_data.sampling.backend import Backend, backend_for
-from negtemp_data.sampling.base import BaseTable
 from negtemp_data.sampling.draw import Draw, DrawRequest
-from negtemp_data.sampling.masks import MaskTable
 from negtemp_data.sampling.records import Injection, Schedule, Siblings, Trace
-from negtemp_data.sampling.rules import RuleTable, needs_of
+from negtemp_data.sampling.rules import needs_of
 from negtemp_data.sampling.state import Pending, RowStates
 from negtemp_data.sampling.stats import Needs
+from negtemp_data.sampling.tables import NO_BASE, ScheduleTables
 from negtemp_data.sampling.text import FireCode
 from negtemp_data.sampling.timetable import Timetable
 from negtemp_data.sampling.vocabulary import TokenTable
@@ -38,8 +37,6 @@ Integers = NDArray[np.int64]
 LastTokens = Callable[[Integers], Tensor]
 """Gives the last generated token (int64, on the logits' device) of the rows at these indices; at
 position 0 it may give anything."""
-
-_NO_BASE = -1
 
 
 class _LoggedStep(NamedTuple):
@@ -85,9 +82,9 @@ class ScheduleSampler:
         """
         self._device = device
         self._backend: Backend = backend_for(device)
-        self._masks = MaskTable(tokens, vocab_size, device)
-        self._rules = RuleTable(tokens, vocab_size, device, self._masks)
-        self._bases = BaseTable(device, self._masks, self._backend)
+        self._tables = ScheduleTables(tokens, vocab_size, device)
+        self._masks, self._rules = self._tables.masks, self._tables.rules
+        self._bases = self._tables.bases
         self._rows_per_request = rows_per_request
         self._states = RowStates(self._rules, device, rows_per_request + 1)
         self._timetable = Timetable()
@@ -95,18 +92,11 @@ class ScheduleSampler:
         self._free: list[int] = []
         # By slot, on the host. Slot 0 is nobody's.
         self._needs_S = np.zeros(1, dtype=np.int64)
-        self._base_S = np.full(1, _NO_BASE, dtype=np.int64)
+        self._base_S = np.full(1, NO_BASE, dtype=np.int64)
         self._is_traced_S = np.zeros(1, dtype=np.bool_)
         self._generation_S = np.zeros(1, dtype=np.int64)
         self._log: list[_LoggedStep] = []
         self._injections: dict[int, dict[int, Injection]] = {}
-
-    def check(self, schedule: Schedule) -> None:
-        """Raises ValueError where a schedule can't be carried out with this model's tokens."""
-        for rule in schedule.rules:
-            self._rules.register(rule)
-        if schedule.base:
-            self._bases.register(schedule.base)
 
     def open(
         self,
@@ -135,10 +125,8 @@ class ScheduleSampler:
         # First what may fail: a refused request must not use up a slot.
         if schedule.is_distinct and siblings is None:
             raise ValueError("draw: distinct needs the row's siblings")
-        self.check(schedule)
+        indices, base = self._tables.register(schedule)
         slot = self._free.pop() if self._free else 1 + len(self._slots)
-        indices = [self._rules.register(rule) for rule in schedule.rules]
-        base = self._bases.register(schedule.base) if schedule.base else _NO_BASE
         self._states.open(slot, seed, indices, base, siblings)
         self._timetable.open(slot, seed, schedule.rules)
         self._make_room(slot + 1)
@@ -199,7 +187,7 @@ class ScheduleSampler:
         """
         hits = self._timetable.hits(slots, positions)
         reads = self._needs_S[slots] != 0
-        has_base = self._base_S[slots] != _NO_BASE
+        has_base = self._base_S[slots] != NO_BASE
         one_hots = None
         if hits or reads.any():
             chosen = np.union1d(np.flatnonzero(reads), np.fromiter(hits, dtype=np.int64))
@@ -213,7 +201,7 @@ class ScheduleSampler:
             )
         if has_base.any():
             base_rows = rows[has_base], self._base_S[slots[has_base]], positions[has_base]
-            self._bases.transform(logits_RV, *self._upload(*base_rows))
+            self._bases.transform(self._backend, logits_RV, *self._upload(*base_rows))
         if one_hots is not None:
             self._backend.write_one_hot(logits_RV, *one_hots)
         if reads.any() or has_base.any():
@@ -264,8 +252,8 @@ class ScheduleSampler:
                 self._inject(logits_RV, row_K, pending, hits_KM, needs=needs, is_traced=is_traced)
             )
         base_R = self._states.base_S[slot_R]
-        if (self._base_S[slots] != _NO_BASE).any():
-            self._bases.transform(logits_RV, index_R, base_R, position_R)
+        if (self._base_S[slots] != NO_BASE).any():
+            self._bases.transform(self._backend, logits_RV, index_R, base_R, position_R)
         for written in one_hots:
             if written is not None:
                 self._backend.write_one_hot(logits_RV, *written)
@@ -405,7 +393,7 @@ class ScheduleSampler:
         if more > 0:
             more = max(more, len(self._needs_S), 64)
             self._needs_S = np.pad(self._needs_S, (0, more))
-            self._base_S = np.pad(self._base_S, (0, more), constant_values=_NO_BASE)
+            self._base_S = np.pad(self._base_S, (0, more), constant_values=NO_BASE)
             self._is_traced_S = np.pad(self._is_traced_S, (0, more))
             self._generation_S = np.pad(self._generation_S, (0, more))
 

@@ -3,7 +3,6 @@
 Shapes: K rows, B blocks of a row.
 """
 
-from collections.abc import Iterator
 from enum import IntFlag, auto
 from typing import NamedTuple
 
@@ -11,9 +10,6 @@ from torch import Tensor
 
 BLOCK = 64
 """Tokens of a block."""
-
-_CHUNK_LOGITS = 1 << 21
-"""Logits looked at together: 8 MiB."""
 
 
 class Needs(IntFlag):
@@ -43,9 +39,3 @@ class RowStats(NamedTuple):
     """float32, the population deviation of the finite logits; None where none asked."""
     top_KB: Tensor
     """float32, the largest logit of each block."""
-
-
-def row_chunks(n_rows: int, width: int) -> Iterator[slice]:
-    """Cuts rows of this width into runs that fit the cache."""
-    size = max(1, _CHUNK_LOGITS // width)
-    return (slice(begin, min(begin + size, n_rows)) for begin in range(0, n_rows, size))

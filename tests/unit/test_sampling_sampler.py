@@ -17,6 +17,7 @@ from negtemp_data.sampling import (
     Rule,
     Schedule,
     ScheduleSampler,
+    ScheduleTables,
     Siblings,
     Support,
     TextTrigger,
@@ -285,12 +286,13 @@ IMPOSSIBLE = [
 
 @pytest.mark.parametrize("schedule", IMPOSSIBLE)
 def test_a_schedule_that_this_model_can_not_carry_out_is_refused(schedule):
+    tables = ScheduleTables(TOKENS.table(), WIDTH, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"fewer than two tokens|unknown token class"):
+        tables.register(schedule)
     sampler = new_sampler()
     with pytest.raises(ValueError, match=r"fewer than two tokens|unknown token class"):
-        sampler.check(schedule)
-    with pytest.raises(ValueError, match=r"fewer than two tokens|unknown token class"):
         sampler.open("a", schedule, 1)
-    sampler.check(SCHEDULES[4])
+    assert cycle(sampler, "after", 1)
 
 
 @pytest.mark.parametrize("schedule", IMPOSSIBLE)
@@ -305,6 +307,5 @@ def test_a_refused_request_uses_up_no_slot(schedule):
 def test_a_rule_that_no_column_can_hold_leaves_the_others_as_they_were():
     sampler = new_sampler()
     with pytest.raises(ValueError, match="Overflow"):
-        sampler.check(Schedule((Rule(PositionTrigger((2**70,)), -1.0),)))
-    sampler.check(SCHEDULES[4])
+        sampler.open("a", Schedule((Rule(PositionTrigger((2**70,)), -1.0),)), 1)
     assert cycle(sampler, "after", 1)
