@@ -44,7 +44,7 @@ _EXP2 = tuple(np.float32(c) for c in (0.693147, 0.24022242, 0.055507336, 0.00967
 _ONE = np.float32(1)
 _C1, _C2, _C3, _C4, _C5 = _EXP2
 _LOG2_E = np.float32(1 / math.log(2))
-_HALF = np.float32(0.5)
+_ROUNDER = np.float32(1.5 * 2**23)
 
 _CLASSES = 2048
 _SHIFTS = (21, 10, 0)
@@ -74,14 +74,16 @@ _SUMS = {"reassoc", "contract", "nsz", "arcp"}
 _OPTIONS = {"nogil": True, "cache": _can_keep(), "error_model": "numpy"}
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(fastmath={"contract"}, **_OPTIONS)
 def _exp(x):
     """e^x in float32 for −87 <= x <= 0, within 2e-7 of its value near 0 and 4e-6 at −87."""
-    n = np.floor(x * _LOG2_E + _HALF)
-    r = x * _LOG2_E - n
+    # Added to 1.5·2²³, a number loses its fraction, and what is left are the sum's lowest bits.
+    # Sums must stay as they are written for that.
+    shifted = x * _LOG2_E + _ROUNDER
+    r = x * _LOG2_E - (shifted - _ROUNDER)
     power = ((((_C5 * r + _C4) * r + _C3) * r + _C2) * r + _C1) * r + _ONE
-    exponent = np.int32(np.int32(np.int32(n) + np.int32(127)) << np.int32(23))
-    return power * exponent.view(np.float32)
+    exponent = np.int32(shifted.view(np.int32) << np.int32(23))
+    return np.int32(power.view(np.int32) + exponent).view(np.float32)
 
 
 @njit(fastmath=_SUMS, **_OPTIONS)
@@ -129,13 +131,13 @@ def _flip(bits):
     return np.int32(bits ^ (np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
-@njit(**_OPTIONS)
-def _largest(bits_L):
-    """The largest of a few logits, given by their bits: maxima of integers go side by side."""
-    most = np.int32(-(2**31))
-    for i in range(len(bits_L)):
-        most = max(most, _flip(bits_L[i]))
-    return np.int32(_flip(np.int32(most))).view(np.float32)
+@njit(fastmath={"nnan", "nsz"}, **_OPTIONS)
+def _largest(z_L):
+    """The largest of a few logits; where one is a nan, any of them."""
+    most = np.float32(-np.inf)
+    for i in range(len(z_L)):
+        most = z_L[i] if z_L[i] > most else most
+    return most
 
 
 @njit(**_OPTIONS)
@@ -150,17 +152,17 @@ def _two_largest(z_V, top_B):
             place = b
         else:
             second = max(second, top_B[b])
-    # Without a place the peak is a nan.
-    for i in range(max(place, 0) * BLOCK, min((max(place, 0) + 1) * BLOCK, len(z_V))):
+    for i in range(place * BLOCK, min((place + 1) * BLOCK, len(z_V))):
         if argmax < 0 and z_V[i] == peak:
             argmax = i
         else:
             second = max(second, z_V[i])
+    # Among nan and −inf alone, there is none.
     return max(argmax, 0), peak, second
 
 
 @njit(**_OPTIONS)
-def _scan_row(z_V, bits_V, top_B, has_deviation):
+def _scan_row(z_V, top_B, has_deviation):
     """Argmax, peak, ln Σ exp(z), entropy, margin and deviation; nan where they mean nothing."""
     # With the reference r, which rises from chunk to chunk: Σ exp(z − r), Σ exp(z − r)·(z − r).
     reference, mass, moment = _LOWEST, 0.0, 0.0
@@ -169,7 +171,7 @@ def _scan_row(z_V, bits_V, top_B, has_deviation):
         end = min(begin + _CHUNK, len(z_V))
         top = np.float32(-np.inf)
         for first in range(begin, end, BLOCK):
-            largest = _largest(bits_V[first : min(first + BLOCK, end)])
+            largest = _largest(z_V[first : min(first + BLOCK, end)])
             top_B[first // BLOCK] = largest
             top = max(top, largest)
         if top > reference:
@@ -223,12 +225,10 @@ def scan_rows(
     top_KB,
 ):
     """Fills the columns of `RowStats`, and the largest logit of each block."""
-    bits_F = z_F.view(np.int32)
     for k in prange(len(row_K)):
         begin = row_K[k] * row_stride
-        z_V, bits_V = z_F[begin : begin + width], bits_F[begin : begin + width]
         argmax, peak, log_normalizer, entropy, margin, deviation = _scan_row(
-            z_V, bits_V, top_KB[k], has_deviation
+            z_F[begin : begin + width], top_KB[k], has_deviation
         )
         argmax_K[k] = argmax
         peak_K[k] = peak
@@ -303,36 +303,47 @@ def _nth_best(score_S, n_better):
 
 
 @njit(**_OPTIONS)
-def _count(z_V, top_B, bound):
-    """How many logits reach `bound`."""
-    count = 0
-    for b in range(len(top_B)):
-        if top_B[b] >= bound:
-            for i in range(b * BLOCK, min((b + 1) * BLOCK, len(z_V))):
-                count += z_V[i] >= bound
-    return count
-
-
-@njit(**_OPTIONS)
-def _draw_from_row(z_V, top_B, allowed_V, lower, upper, temperature, counter, order):
-    """How many candidates there are, and which one is drawn; −1: none."""
-    # A bound of −inf must not let forbidden tokens in; one of nan lets nothing in.
-    lower = _LOWEST if lower < _LOWEST else lower
-    size, least, most = _survey(z_V, top_B, allowed_V, lower, upper)
-    if size == 0:
-        return 0, -1
-    origin = least if temperature < 0 else most
-    seed, position, rule = counter
-    token_S, score_S = np.empty(size, np.int64), np.empty(size, np.float32)
+def _gather(z_V, top_B, lower):
+    """The tokens whose logits reach `lower`, by rising ids; those above the support with them."""
+    n_blocks = 0
+    for top in top_B:
+        n_blocks += top >= lower
+    token_S, z_S = np.empty(n_blocks * BLOCK, np.int64), np.empty(n_blocks * BLOCK, np.float32)
     s = 0
     for b in range(len(top_B)):
         if top_B[b] >= lower:
             for i in range(b * BLOCK, min((b + 1) * BLOCK, len(z_V))):
-                if lower <= z_V[i] <= upper and allowed_V[i]:
-                    noise = _gumbel(_philox(seed, i, position, rule))
-                    token_S[s], score_S[s] = i, _score(z_V[i] - origin, temperature, noise)
+                if z_V[i] >= lower:
+                    token_S[s], z_S[s] = i, z_V[i]
                     s += 1
-    return size, token_S[_nth_best(score_S, order % size)]
+    return token_S[:s], z_S[:s]
+
+
+@njit(**_OPTIONS)
+def _draw_from_row(z_V, top_B, allowed_V, lower, upper, temperature, counter, order):
+    """How many candidates there are, which one is drawn, and its rank; 0, −1, 0: none."""
+    # A bound of −inf must not let forbidden tokens in; one of nan lets nothing in.
+    lower = _LOWEST if lower < _LOWEST else lower
+    token_S, z_S = _gather(z_V, top_B, lower)
+    place_S, size, least, most = np.empty_like(token_S), 0, np.float32(np.inf), np.float32(-np.inf)
+    for s in range(len(z_S)):
+        if z_S[s] <= upper and allowed_V[token_S[s]]:
+            place_S[size] = s
+            size += 1
+            least, most = min(least, z_S[s]), max(most, z_S[s])
+    if size == 0:
+        return 0, -1, 0
+    origin = least if temperature < 0 else most
+    seed, position, rule = counter
+    score_S = np.empty(size, np.float32)
+    for n in range(size):
+        noise = _gumbel(_philox(seed, token_S[place_S[n]], position, rule))
+        score_S[n] = _score(z_S[place_S[n]] - origin, temperature, noise)
+    drawn = place_S[_nth_best(score_S, order % size)]
+    rank = 0
+    for z in z_S:
+        rank += z >= z_S[drawn]
+    return size, token_S[drawn], rank
 
 
 @njit(
@@ -374,9 +385,9 @@ def draw_from_rows(
     for k in prange(len(row_K)):
         begin = row_K[k] * row_stride
         z_V, top_B = z_F[begin : begin + width], top_KB[k]
-        size, token = 0, -1
+        size, token, rank = 0, -1, 0
         if not mask_NV[guard_K[k], argmax_K[k]]:
-            size, token = _draw_from_row(
+            size, token, rank = _draw_from_row(
                 z_V,
                 top_B,
                 mask_NV[vocabulary_K[k]],
@@ -390,7 +401,7 @@ def draw_from_rows(
         token_id_K[k] = token if size else argmax_K[k]
         support_size_K[k] = size
         logprob_K[k] = z_token - log_normalizer_K[k]
-        rank_K[k] = _count(z_V, top_B, z_token)
+        rank_K[k] = rank
 
 
 @njit(**_OPTIONS)
@@ -529,10 +540,9 @@ def _scale(z_V, allowed_V, lower, upper, origin, temperature, log_min_p):
 @njit(**_OPTIONS)
 def _truncate(y_V, top_k, top_p):
     """top_k, then top_p on what it leaves; y <= 0."""
-    bits_V = y_V.view(np.int32)
     top_B = np.empty((len(y_V) + BLOCK - 1) // BLOCK, np.float32)
     for b in range(len(top_B)):
-        top_B[b] = _largest(bits_V[b * BLOCK : min((b + 1) * BLOCK, len(y_V))])
+        top_B[b] = _largest(y_V[b * BLOCK : min((b + 1) * BLOCK, len(y_V))])
     floor = _LOWEST
     if top_k > 0:
         floor = max(floor, _least_of_best(y_V, top_B, floor, 0.0, np.float64(top_k), True))
