@@ -188,8 +188,9 @@ class ScheduleSampler:
         hits = self._timetable.hits(slots, positions)
         reads = self._needs_S[slots] != 0
         has_base = self._base_S[slots] != NO_BASE
+        any_reads, any_base = reads.any(), has_base.any()
         one_hots = None
-        if hits or reads.any():
+        if hits or any_reads:
             chosen = np.union1d(np.flatnonzero(reads), np.fromiter(hits, dtype=np.int64))
             one_hots = self._look(
                 logits_RV,
@@ -199,12 +200,12 @@ class ScheduleSampler:
                 self._fires(chosen, hits),
                 lambda: last_tokens(chosen),
             )
-        if has_base.any():
+        if any_base:
             base_rows = rows[has_base], self._base_S[slots[has_base]], positions[has_base]
             self._bases.transform(self._backend, logits_RV, *self._upload(*base_rows))
         if one_hots is not None:
             self._backend.write_one_hot(logits_RV, *one_hots)
-        if reads.any() or has_base.any():
+        if any_reads or any_base:
             return 0
         return self._timetable.steps_to_sleep(slots, positions)
 
