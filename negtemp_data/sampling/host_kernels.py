@@ -82,8 +82,8 @@ def _exp(x):
     shifted = x * _LOG2_E + _ROUNDER
     r = x * _LOG2_E - (shifted - _ROUNDER)
     power = ((((_C5 * r + _C4) * r + _C3) * r + _C2) * r + _C1) * r + _ONE
-    exponent = np.int32(shifted.view(np.int32) << np.int32(23))
-    return np.int32(power.view(np.int32) + exponent).view(np.float32)
+    exponent = np.int32(np.float32(shifted).view(np.int32) << np.int32(23))
+    return np.int32(np.float32(power).view(np.int32) + exponent).view(np.float32)
 
 
 @njit(fastmath=_SUMS, **_OPTIONS)
