@@ -191,8 +191,8 @@ def _scan_row(z_V, top_B, has_deviation):
             total += more_total
             square += more_square
     argmax, peak, second = _two_largest(z_V, top_B)
-    # A nan or +inf has made the mass nan.
-    if not (peak > -np.inf and mass > 0):
+    # A nan or +inf has made the moment nan, whatever the bits of a nan did to its exponential.
+    if not (peak > -np.inf and moment <= 0):
         return argmax, np.nan, np.nan, np.nan, np.nan, np.nan
     log_mass = math.log(mass)
     entropy = log_mass - moment / mass

@@ -159,6 +159,16 @@ def test_kernels_are_compiled_anew_where_no_folder_can_keep_them():
     assert run.stdout == "False\n"
 
 
+@pytest.mark.parametrize("bits", [0x7F800000, 0x7FC00000, 0x7FC00001, 0xFFC001FF, 0x7F812345])
+@pytest.mark.parametrize("place", [0, 100, 4098])
+def test_no_nan_or_infinity_goes_unseen_whatever_its_bits(bits, place):
+    z_V = np.random.default_rng(0).normal(size=4099).astype(np.float32)
+    z_V[place] = np.array([bits], np.uint32).view(np.float32)[0]
+    stats = HostBackend().stats(torch.from_numpy(z_V[None]), torch.tensor([0]))
+    assert stats.entropy_K.isnan().all()
+    assert stats.log_normalizer_K.isnan().all()
+
+
 def test_the_kernels_leave_the_caller_s_threads_alone():
     before = torch.get_num_threads()
     HostBackend().stats(torch.zeros(2, 8), torch.arange(2))
