@@ -7,8 +7,7 @@
 `step` compares, alternating in one run on the same rows, an in-place read and write of the rows
 (the floor), the sampler's step where every row injects, its step where every row is watched for its
 entropy and none injects, its step where every row has a base that vLLM can't sample, and vLLM's own
-min_p processor. On a GPU every step must be free of
-synchronisations, which torch checks.
+min_p processor. On a GPU every step must be free of synchronisations, which torch checks.
 
 `decode` alternates the same requests with and without a schedule on one engine: seeds and
 log-probabilities on both sides, no early end, so that both sides decode as many tokens.

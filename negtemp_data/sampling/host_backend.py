@@ -1,6 +1,6 @@
 """The backend of a CPU.
 
-Shapes: R batch rows, K rows, V vocabulary, B blocks of a row, F logits from the batch's first to
+Shapes: R batch rows, K rows, V vocabulary, F logits from the batch's first to
 its last.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from negtemp_data.sampling import host_kernels as kernels
 from negtemp_data.sampling.draw import Draw, DrawRequest
 from negtemp_data.sampling.rescale import RescaleRequest
-from negtemp_data.sampling.stats import BLOCK, RowStats
+from negtemp_data.sampling.stats import RowStats
 from negtemp_data.sampling.supports import Bounds, Limits, Uses, bounds
 
 
@@ -33,12 +33,12 @@ class HostBackend:
 
     def stats(self, logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool = False) -> RowStats:
         """See `Backend`."""
-        return _scan(_flat(logits_RV), row_K, has_deviation=has_deviation)
+        return _scan(logits_RV, row_K, has_deviation=has_deviation)
 
     def draw(self, logits_RV: Tensor, request: DrawRequest) -> Draw:
         """See `Backend`."""
         flat = _flat(logits_RV)
-        stats = _scan(flat, request.row_K, has_deviation=request.uses.top_n_sigma)
+        stats = _scan(logits_RV, request.row_K, has_deviation=request.uses.top_n_sigma)
         lower_K, upper_K = _bounds(flat, request.row_K, stats, request.limits, request.uses)
         size_K, rank_K, token_id_K = (torch.empty_like(request.row_K) for _ in range(3))
         logprob_K = torch.empty_like(stats.peak_K)
@@ -107,34 +107,15 @@ def _flat(logits_RV: Tensor) -> _Flat:
     return _Flat(logits_RV.as_strided((size,), (1,)).numpy(), row_stride, width)
 
 
-def _scan(flat: _Flat, row_K: Tensor, *, has_deviation: bool) -> RowStats:
-    n_rows = len(row_K)
-    kernels.use_threads(n_rows * flat.width)
-    columns = (torch.empty(n_rows) for _ in range(5))
-    peak_K, normalizer_K, entropy_K, margin_K, deviation_K = columns
-    argmax_K = torch.empty_like(row_K)
-    top_KB = torch.empty(n_rows, -(-flat.width // BLOCK))
-    kernels.scan_rows(
-        *flat,
-        row_K.numpy(),
-        has_deviation,
-        peak_K.numpy(),
-        argmax_K.numpy(),
-        normalizer_K.numpy(),
-        entropy_K.numpy(),
-        margin_K.numpy(),
-        deviation_K.numpy(),
-        top_KB.numpy(),
-    )
-    return RowStats(
-        peak_K,
-        argmax_K,
-        normalizer_K,
-        entropy_K,
-        margin_K,
-        deviation_K if has_deviation else None,
-        top_KB,
-    )
+def _scan(logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool) -> RowStats:
+    flat = _flat(logits_RV)
+    kernels.use_threads(len(row_K) * flat.width)
+    n_blocks = -(-flat.width // kernels.BLOCK)
+    stats = RowStats.empty(logits_RV, row_K, n_blocks, has_deviation=has_deviation)
+    nothing = stats.peak_K[:0]
+    columns = (nothing if column is None else column for column in stats)
+    kernels.scan_rows(*flat, row_K.numpy(), *(column.numpy() for column in columns))
+    return stats
 
 
 def _bounds(flat: _Flat, row_K: Tensor, stats: RowStats, limits: Limits, uses: Uses) -> Bounds:

@@ -10,6 +10,9 @@ does not depend on the rows beside it.
 Constants have types: one of Python's would turn a loop in float32 into one in float64, and words
 of 64 bits without a sign into float64, too.
 
+All of it is one file because numba keeps what it has compiled until this file changes, whatever
+becomes of the others: what they define here, random numbers, never does.
+
 Shapes: F logits from the first of the batch to its last, K rows looked at, V vocabulary, N
 vocabulary masks, B blocks of a row, S candidates of a row, L a few logits, C classes of logits.
 """
@@ -25,8 +28,9 @@ from numba import njit, prange
 from numba.core.caching import FunctionCache
 
 from negtemp_data.sampling.philox import MULTIPLIERS, ROUNDS, WEYL, WORD, Stream
-from negtemp_data.sampling.stats import BLOCK
 
+BLOCK = 64
+"""Logits of a block."""
 _CHUNK = 16 * BLOCK
 """Logits of a row that are passed over twice, for their maxima and their sums, while in L1."""
 _SHARE = 1 << 17
@@ -205,8 +209,7 @@ def _scan_row(z_V, top_B, has_deviation):
 
 
 @njit(
-    "(f4[::1], i8, i8, i8[::1], b1, f4[::1], i8[::1], f4[::1], f4[::1], f4[::1], f4[::1],"
-    " f4[:, ::1])",
+    "(f4[::1], i8, i8, i8[::1], f4[::1], i8[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4[:, ::1])",
     parallel=True,
     **_OPTIONS,
 )
@@ -215,7 +218,6 @@ def scan_rows(
     row_stride,
     width,
     row_K,
-    has_deviation,
     peak_K,
     argmax_K,
     log_normalizer_K,
@@ -224,7 +226,8 @@ def scan_rows(
     deviation_K,
     top_KB,
 ):
-    """Fills the columns of `RowStats`, and the largest logit of each block."""
+    """Fills the columns of `RowStats`; `deviation_K` is empty where none is wanted."""
+    has_deviation = len(deviation_K) > 0
     for k in prange(len(row_K)):
         begin = row_K[k] * row_stride
         argmax, peak, log_normalizer, entropy, margin, deviation = _scan_row(
@@ -235,7 +238,8 @@ def scan_rows(
         log_normalizer_K[k] = log_normalizer
         entropy_K[k] = entropy
         margin_K[k] = margin
-        deviation_K[k] = deviation
+        if has_deviation:
+            deviation_K[k] = deviation
 
 
 @njit(**_OPTIONS)

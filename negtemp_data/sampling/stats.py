@@ -1,15 +1,13 @@
 """What a step's decisions need to know of a row of logits.
 
-Shapes: K rows, B blocks of a row.
+Shapes: R batch rows, K rows, V vocabulary, B blocks of a row.
 """
 
 from enum import IntFlag, auto
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
-
-BLOCK = 64
-"""Tokens of a block."""
 
 
 class Needs(IntFlag):
@@ -38,4 +36,20 @@ class RowStats(NamedTuple):
     deviation_K: Tensor | None
     """float32, the population deviation of the finite logits; None where none asked."""
     top_KB: Tensor
-    """float32, the largest logit of each block."""
+    """float32, the largest logit of each block, whose size is the backend's."""
+
+    @classmethod
+    def empty(
+        cls, logits_RV: Tensor, row_K: Tensor, n_blocks: int, *, has_deviation: bool
+    ) -> "RowStats":
+        """Columns for a kernel to fill."""
+        # Parts of one tensor would lie at odd addresses, for which Triton compiles kernels anew.
+        return cls(
+            peak_K=logits_RV.new_empty(len(row_K)),
+            argmax_K=torch.empty_like(row_K),
+            log_normalizer_K=logits_RV.new_empty(len(row_K)),
+            entropy_K=logits_RV.new_empty(len(row_K)),
+            margin_K=logits_RV.new_empty(len(row_K)),
+            deviation_K=logits_RV.new_empty(len(row_K)) if has_deviation else None,
+            top_KB=logits_RV.new_empty(len(row_K), n_blocks),
+        )

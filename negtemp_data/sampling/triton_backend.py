@@ -3,10 +3,11 @@
 Nothing here may look at a value on the device. Block sizes, stages and warps follow from what the
 compiler says of registers and shared memory; they were not tuned on hardware.
 
-Shapes: R batch rows, K rows, V vocabulary, B blocks of a row.
+Shapes: R batch rows, K rows, B rows with a base, V vocabulary.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -38,75 +39,43 @@ class TritonBackend:
 
     def draw(self, logits_RV: Tensor, request: DrawRequest) -> Draw:
         """See `Backend`."""
-        limits, uses = request.limits, request.uses
-        stats = _scan(logits_RV, request.row_K, has_deviation=uses.top_n_sigma)
-        n_rows, n_blocks = stats.top_KB.shape
-        size_K, rank_K, token_id_K = (torch.empty_like(request.row_K) for _ in range(3))
+        row_K, limits, uses = request.row_K, request.limits, request.uses
+        stats = _scan(logits_RV, row_K, has_deviation=uses.top_n_sigma)
+        size_K, rank_K, token_id_K = (torch.empty_like(row_K) for _ in range(3))
         logprob_K = torch.empty_like(stats.peak_K)
-        kernels.draw_from_rows[(n_rows,)](
-            logits_RV=logits_RV,
-            row_stride=logits_RV.stride(0),
-            row_K=request.row_K,
-            width=logits_RV.shape[1],
+        kernels.draw_from_rows[(len(row_K),)](
+            **_support_arguments(logits_RV, row_K, stats, limits, uses),
             mask_NV=request.mask_NV,
             mask_stride=request.mask_NV.stride(0),
             vocabulary_K=request.vocabulary_K,
             guard_K=request.guard_K,
-            min_p_K=limits.min_p_K,
-            epsilon_K=limits.epsilon_K,
-            top_n_sigma_K=limits.top_n_sigma_K if uses.top_n_sigma else None,
-            xtc_K=limits.xtc_K if uses.xtc else None,
-            floor_K=_sorted_bound(logits_RV, request.row_K, stats, limits, uses),
             temperature_K=request.temperature_K,
             seed_K=request.seed_K,
             position_K=request.position_K,
             rule_K=request.rule_K,
             order_K=request.order_K,
-            peak_K=stats.peak_K,
             argmax_K=stats.argmax_K,
-            log_normalizer_K=stats.log_normalizer_K,
-            deviation_K=stats.deviation_K,
-            top_KB=stats.top_KB,
-            block_KB=torch.empty_like(stats.top_KB, dtype=torch.int32),
-            n_blocks=n_blocks,
             token_id_K=token_id_K,
             support_size_K=size_K,
             logprob_K=logprob_K,
             rank_K=rank_K,
-            PADDED=triton.next_power_of_2(n_blocks),
             **_DRAW,
         )
         return Draw(token_id_K, stats.argmax_K, size_K, logprob_K, rank_K, stats.entropy_K)
 
     def rescale(self, logits_RV: Tensor, stats: RowStats, request: RescaleRequest) -> None:
         """See `Backend`."""
-        limits, uses = request.limits, request.uses
-        n_rows, n_blocks = stats.top_KB.shape
+        row_B, limits, uses = request.row_B, request.limits, request.uses
         is_changed_B = torch.zeros_like(request.is_wanted_B)
-        kernels.rescale_rows[(n_rows,)](
-            logits_RV=logits_RV,
-            row_stride=logits_RV.stride(0),
-            row_K=request.row_B,
-            width=logits_RV.shape[1],
+        kernels.rescale_rows[(len(row_B),)](
+            **_support_arguments(logits_RV, row_B, stats, limits, uses),
             is_wanted_K=request.is_wanted_B,
             mask_NV=request.mask_NV,
             mask_stride=request.mask_NV.stride(0),
             vocabulary_K=request.vocabulary_B,
-            min_p_K=limits.min_p_K,
-            epsilon_K=limits.epsilon_K,
-            top_n_sigma_K=limits.top_n_sigma_K if uses.top_n_sigma else None,
-            xtc_K=limits.xtc_K if uses.xtc else None,
-            floor_K=_sorted_bound(logits_RV, request.row_B, stats, limits, uses),
             temperature_K=request.temperature_B,
             log_min_p_K=request.log_min_p_B,
-            peak_K=stats.peak_K,
-            log_normalizer_K=stats.log_normalizer_K,
-            deviation_K=stats.deviation_K,
-            top_KB=stats.top_KB,
-            block_KB=torch.empty_like(stats.top_KB, dtype=torch.int32),
-            n_blocks=n_blocks,
             is_changed_K=is_changed_B,
-            PADDED=triton.next_power_of_2(n_blocks),
             **_DRAW,
         )
         if request.largest_k or request.any_top_p:
@@ -123,37 +92,44 @@ class TritonBackend:
 
 
 def _scan(logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool) -> RowStats:
-    n_rows, width = len(row_K), logits_RV.shape[1]
+    width = logits_RV.shape[1]
     n_blocks = triton.cdiv(width, kernels.LANES.value)
-    # Parts of one tensor would lie at odd addresses, for which kernels are compiled anew.
-    columns = (logits_RV.new_empty(n_rows) for _ in range(5))
-    peak_K, normalizer_K, entropy_K, margin_K, deviation_K = columns
-    argmax_K = torch.empty_like(row_K)
-    top_KB = logits_RV.new_empty(n_rows, n_blocks)
-    kernels.scan_rows[(n_rows,)](
+    stats = RowStats.empty(logits_RV, row_K, n_blocks, has_deviation=has_deviation)
+    kernels.scan_rows[(len(row_K),)](
         logits_RV=logits_RV,
         row_stride=logits_RV.stride(0),
         row_K=row_K,
         width=width,
-        peak_K=peak_K,
-        argmax_K=argmax_K,
-        log_normalizer_K=normalizer_K,
-        entropy_K=entropy_K,
-        margin_K=margin_K,
-        deviation_K=deviation_K if has_deviation else None,
-        top_KB=top_KB,
+        **stats._asdict(),
         n_blocks=n_blocks,
         **_SCAN,
     )
-    return RowStats(
-        peak_K,
-        argmax_K,
-        normalizer_K,
-        entropy_K,
-        margin_K,
-        deviation_K if has_deviation else None,
-        top_KB,
-    )
+    return stats
+
+
+def _support_arguments(
+    logits_RV: Tensor, row_K: Tensor, stats: RowStats, limits: Limits, uses: Uses
+) -> dict[str, Any]:
+    """What a kernel needs to find the supports of rows."""
+    n_blocks = stats.top_KB.shape[1]
+    return {
+        "logits_RV": logits_RV,
+        "row_stride": logits_RV.stride(0),
+        "row_K": row_K,
+        "width": logits_RV.shape[1],
+        "min_p_K": limits.min_p_K,
+        "epsilon_K": limits.epsilon_K,
+        "top_n_sigma_K": limits.top_n_sigma_K if uses.top_n_sigma else None,
+        "xtc_K": limits.xtc_K if uses.xtc else None,
+        "floor_K": _sorted_bound(logits_RV, row_K, stats, limits, uses),
+        "peak_K": stats.peak_K,
+        "log_normalizer_K": stats.log_normalizer_K,
+        "deviation_K": stats.deviation_K,
+        "top_KB": stats.top_KB,
+        "block_KB": torch.empty_like(stats.top_KB, dtype=torch.int32),
+        "n_blocks": n_blocks,
+        "PADDED": triton.next_power_of_2(n_blocks),
+    }
 
 
 def _sorted_bound(

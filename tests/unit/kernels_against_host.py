@@ -477,7 +477,7 @@ def test_injected_rows_become_one_hot_and_all_others_keep_their_bits(width):
 
 
 @pytest.mark.parametrize("is_truncated", [False, True])
-@pytest.mark.parametrize("width", [9, 300, 4099])
+@pytest.mark.parametrize("width", [9, 4099])
 def test_rows_become_what_their_bases_make_of_them_on_the_host(width, is_truncated):
     generator = np.random.default_rng(width)
     cases = [

@@ -126,7 +126,7 @@ def test_bases_are_what_operations_on_whole_batches_make_of_rows(width, is_trunc
 
 
 def test_a_row_gives_the_same_bits_alone_and_on_any_number_of_threads():
-    z_RV = torch.randn(9, 5000, generator=torch.Generator().manual_seed(0)) * 3
+    z_RV = torch.randn(9, 50_000, generator=torch.Generator().manual_seed(0)) * 3
     together = HostBackend().stats(z_RV, torch.arange(9), has_deviation=True)
     found = []
 
