@@ -85,9 +85,10 @@ def logits_of_kind(kind: str, generator: np.random.Generator) -> np.ndarray:
 
 
 class DenseHostBackend(HostBackend):
-    """The host's arithmetic in the way of an accelerator: it never asks for a value."""
+    """The host's arithmetic in the way of an accelerator: the host knows no outcome."""
 
-    is_dense = True
+    def inject(self, *args):
+        return super().inject(*args)._replace(is_waiting_K=None)
 
 
 @dataclass(frozen=True)

@@ -1,53 +1,48 @@
-"""One injection for each of K rows: candidates, draw, and what it displaced.
+"""Looking at rows in a step: which rule is due in each, and what it injects.
 
-Semantics: S = support ∩ vocabulary, empty where the most likely token is guarded; a = argmax over S
-of ((z − r)/T + g), r = min z on S for T < 0 and max for T > 0, g standard Gumbel noise; ties go to
-the lowest id. Subtracting r keeps the exponents ≤ 0 whatever the sign of T, so nothing overflows;
-T = ±inf leaves the noise alone, which is the uniform draw. A row that is the r-th of its siblings
-takes the r-th best candidate instead (Gumbel top-k, 1903.06059).
+A firing owes `burst` injections. The next one is due at its nominal position and may wait `defer`
+steps beyond it for a second candidate; then the firing is over. A firing is ignored while a burst
+is under way or cooling down, and replaces an injection that waits. The first rule that is due wins
+the step; a firing of a rule behind it is lost.
 
-Shapes: K rows, V vocabulary, N vocabulary masks.
+The draw: S = support ∩ vocabulary, empty where the most likely token is guarded; with two
+candidates or more, a = argmax over S of ((z − r)/T + g), r = min z on S for T < 0 and max for
+T > 0, g standard Gumbel noise; ties go to the lowest id. Subtracting r keeps the exponents ≤ 0
+whatever the sign of T, so nothing overflows; T = ±inf leaves the noise alone, which is the uniform
+draw. A row that is the r-th of its siblings takes the r-th best candidate instead (Gumbel top-k,
+1903.06059). The row then is 0 at a and −inf elsewhere.
+
+Shapes: K rows looked at, M rules of the longest schedule, C columns.
 """
 
 from typing import NamedTuple
 
 from torch import Tensor
 
-from negtemp_data.sampling.supports import Limits, Uses
 
-
-class DrawRequest(NamedTuple):
-    """What to draw from each row."""
+class StepRows(NamedTuple):
+    """Rows that are looked at, each of another slot."""
 
     row_K: Tensor
     """int64 rows of the batch."""
-    mask_NV: Tensor
-    """bool, the vocabularies."""
-    vocabulary_K: Tensor
-    """int64 index of each row's vocabulary."""
-    guard_K: Tensor
-    """int64 index of the mask of tokens that must not be displaced."""
-    limits: Limits
-    """The support."""
-    uses: Uses
-    temperature_K: Tensor
-    """float32, any sign, ±inf; 0 is the most likely candidate."""
-    seed_K: Tensor
-    """int64 keys of the noise."""
+    slot_K: Tensor
+    """int64; rows of slot 0 are nobody's and stay as they are."""
     position_K: Tensor
-    """int64."""
-    rule_K: Tensor
-    """int64 index of the rule in its schedule."""
-    order_K: Tensor | None
-    """int64: take this candidate, modulo |S|, counted from the best; None: all take the best."""
+    """int64 positions about to be sampled."""
+    last_token_K: Tensor | None
+    """int64 tokens at the positions before, anything at position 0; None: no rule reads text."""
+    fires_KM: Tensor | None
+    """bool, the rules that fire by seed and position; None: to be worked out."""
+    reads_logits: bool
+    """Whether a rule of these rows may fire because of the logits."""
 
 
-class Draw(NamedTuple):
-    """The outcome; of rows with fewer than two candidates only `support_size_K` means anything."""
+class Outcome(NamedTuple):
+    """What became of the rows."""
 
-    token_id_K: Tensor
-    displaced_id_K: Tensor
-    support_size_K: Tensor
-    logprob_K: Tensor
-    rank_K: Tensor
-    entropy_K: Tensor
+    number_KC: Tensor
+    """int64, columns `OutcomeNumber`."""
+    value_KC: Tensor
+    """float32, columns `OutcomeValue`."""
+    is_waiting_K: Tensor | None
+    """bool: some rule still owes an injection; None where the host would have to wait for it."""

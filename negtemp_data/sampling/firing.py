@@ -1,13 +1,8 @@
-"""Where rules fire, as far as seed and position decide it.
-
-Shapes: K rows, M rules of a schedule; `rule` holds registered rules, `index` their place in the
-schedule, which is part of the random counter. All broadcast together.
-"""
+"""Where rules fire, as far as seed and position decide it."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from negtemp_data.sampling.philox import Stream, philox
 from negtemp_data.sampling.records import (
@@ -20,63 +15,31 @@ from negtemp_data.sampling.records import (
 Positions = NDArray[np.int64]
 
 
-def is_in_range(position: Tensor, start: Tensor, stop: Tensor) -> Tensor:
-    """bool: start ≤ position < stop."""
-    return (position >= start) & (position < stop)
-
-
-def periodic_hits(
-    seed: Tensor, index: Tensor, position: Tensor, *, start: Tensor, every: Tensor, jitter: Tensor
-) -> Tensor:
-    """bool: whether a periodic rule fires at `position`, from `start` on; `every` ≥ 1."""
-    begin = position - (position - start) % every
-    word = philox(
-        seed=seed,
-        token_id=torch.zeros_like(begin),
-        position=begin.clamp(min=0),
-        rule=index,
-        stream=Stream.JITTER,
-    )
-    return position == begin + (word * (jitter + 1) >> 32)
-
-
-def bernoulli_hits(seed: Tensor, index: Tensor, position: Tensor, threshold: Tensor) -> Tensor:
-    """bool: whether the 32-bit word of this position is below `threshold`."""
-    word = philox(
-        seed=seed,
-        token_id=torch.zeros_like(position),
-        position=position.clamp(min=0),
-        rule=index,
-        stream=Stream.RATE,
-    )
-    return word < threshold
-
-
 def fires(seed: int, rule: Rule, index: int, positions: Positions) -> NDArray[np.bool_]:
     """Whether rule number `index` of a schedule fires at each of `positions`.
 
     Raises:
         ValueError: The rule reads the logits or the text, so that positions do not tell.
     """
-    position = torch.from_numpy(positions)
-    key, number = torch.tensor(seed), torch.tensor(index)
     match rule.trigger:
         case PeriodicTrigger(every, jitter):
-            hit = periodic_hits(
-                key,
-                number,
-                position,
-                start=torch.tensor(rule.start),
-                every=torch.tensor(every),
-                jitter=torch.tensor(jitter),
-            )
+            begins = positions - (positions - rule.start) % every
+            words = _words(seed, begins, index, Stream.JITTER)
+            hit = positions == begins + (words * (jitter + 1) >> 32)
         case BernoulliTrigger(rate):
-            hit = bernoulli_hits(key, number, position, torch.tensor(round(rate * 2**32)))
+            hit = _words(seed, positions, index, Stream.RATE) < round(rate * 2**32)
         case PositionTrigger(listed):
-            hit = torch.isin(position, torch.tensor(listed, dtype=torch.int64))
+            hit = np.isin(positions, listed)
         case _:
             raise ValueError(f"{rule.trigger} does not depend on positions alone")
     in_range = positions >= rule.start
     if rule.stop is not None:
         in_range &= positions < rule.stop
-    return np.asarray(in_range & hit.numpy(), dtype=np.bool_)
+    return np.asarray(in_range & hit, dtype=np.bool_)
+
+
+def _words(seed: int, positions: Positions, index: int, stream: Stream) -> Positions:
+    """The 32-bit words of these positions; those before the first mean nothing."""
+    counter = torch.tensor(0), torch.from_numpy(positions.clip(min=0)), torch.tensor(index)
+    words: Positions = philox(torch.tensor(seed), *counter, stream).numpy()
+    return words

@@ -1,7 +1,6 @@
 """The backend of a CPU.
 
-Shapes: R batch rows, K rows, V vocabulary, F logits from the batch's first to
-its last.
+Shapes: R batch rows, K rows, V vocabulary, F logits from the batch's first to its last.
 """
 
 from typing import NamedTuple
@@ -12,8 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from negtemp_data.sampling import host_kernels as kernels
-from negtemp_data.sampling.draw import Draw, DrawRequest
+from negtemp_data.sampling.columns import OutcomeNumber, OutcomeValue
+from negtemp_data.sampling.draw import Outcome, StepRows
 from negtemp_data.sampling.rescale import RescaleRequest
+from negtemp_data.sampling.rules import RuleTable
+from negtemp_data.sampling.state import RowStates
 from negtemp_data.sampling.stats import RowStats
 from negtemp_data.sampling.supports import Bounds, Limits, Uses, bounds
 
@@ -29,42 +31,51 @@ class _Flat(NamedTuple):
 class HostBackend:
     """Compiled loops of our own, on the CPU."""
 
-    is_dense = False
+    def inject(
+        self,
+        logits_RV: Tensor,
+        rows: StepRows,
+        states: RowStates,
+        rules: RuleTable,
+        mask_NV: Tensor,
+    ) -> Outcome:
+        """See `Backend`."""
+        flat = _flat(logits_RV)
+        n_rows = len(rows.row_K)
+        kernels.use_threads(n_rows * flat.width)
+        number_KC = torch.empty(n_rows, len(OutcomeNumber), dtype=torch.int64)
+        value_KC = torch.empty(n_rows, len(OutcomeValue))
+        is_waiting_K = torch.empty(n_rows, dtype=torch.bool)
+        last_token_K, fires_KM = rows.last_token_K, rows.fires_KM
+        columns = (
+            rows.row_K,
+            rows.slot_K,
+            rows.position_K,
+            rows.row_K[:0] if last_token_K is None else last_token_K,
+            torch.empty(n_rows, 0, dtype=torch.bool) if fires_KM is None else fires_KM,
+            states.row_SC,
+            states.rule_SM,
+            states.tag_WS,
+            states.state_WSMC,
+            rules.number_GC,
+            rules.value_GC,
+            rules.at_GA,
+            rules.automata.next_XV,
+            rules.automata.code_X,
+            rules.automata.begins_with_space_V,
+            mask_NV,
+            number_KC,
+            value_KC,
+            is_waiting_K,
+        )
+        kernels.inject_into_rows(
+            *flat, rules.uses.top_n_sigma, *(column.numpy() for column in columns)
+        )
+        return Outcome(number_KC, value_KC, is_waiting_K)
 
     def stats(self, logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool = False) -> RowStats:
         """See `Backend`."""
         return _scan(logits_RV, row_K, has_deviation=has_deviation)
-
-    def draw(self, logits_RV: Tensor, request: DrawRequest) -> Draw:
-        """See `Backend`."""
-        flat = _flat(logits_RV)
-        stats = _scan(logits_RV, request.row_K, has_deviation=request.uses.top_n_sigma)
-        lower_K, upper_K = _bounds(flat, request.row_K, stats, request.limits, request.uses)
-        size_K, rank_K, token_id_K = (torch.empty_like(request.row_K) for _ in range(3))
-        logprob_K = torch.empty_like(stats.peak_K)
-        columns = (
-            request.row_K,
-            request.mask_NV,
-            request.vocabulary_K,
-            request.guard_K,
-            lower_K,
-            upper_K,
-            request.temperature_K,
-            request.seed_K,
-            request.position_K,
-            request.rule_K,
-            request.row_K[:0] if request.order_K is None else request.order_K,
-            stats.peak_K,
-            stats.argmax_K,
-            stats.log_normalizer_K,
-            stats.top_KB,
-            token_id_K,
-            size_K,
-            logprob_K,
-            rank_K,
-        )
-        kernels.draw_from_rows(*flat, *(column.numpy() for column in columns))
-        return Draw(token_id_K, stats.argmax_K, size_K, logprob_K, rank_K, stats.entropy_K)
 
     def rescale(self, logits_RV: Tensor, stats: RowStats, request: RescaleRequest) -> None:
         """See `Backend`."""
@@ -85,15 +96,6 @@ class HostBackend:
             stats.top_KB,
         )
         kernels.rescale_rows(*flat, *(column.numpy() for column in columns))
-
-    def write_one_hot(
-        self, logits_RV: Tensor, row_K: Tensor, token_K: Tensor, is_injected_K: Tensor
-    ) -> None:
-        """See `Backend`."""
-        flat = _flat(logits_RV)
-        kernels.use_threads(len(row_K) * flat.width)
-        columns = row_K, token_K, is_injected_K
-        kernels.write_one_hot(*flat, *(column.numpy() for column in columns))
 
 
 def _flat(logits_RV: Tensor) -> _Flat:

@@ -1,20 +1,23 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 """The kernels of a step on a CPU: loops that numba compiles, rows shared among torch's threads.
 
-They do what the Triton kernels do, in one pass over a row: `scan_rows` reads whole rows once,
-`draw_from_rows` reads again only the blocks of a row whose largest logit reaches the lower bound of
-the support, and `write_one_hot` writes the injected rows. `narrow_bounds` finds the supports that
-statistics do not give, and `rescale_rows` makes of rows what their bases ask for. What a row gives
-does not depend on the rows beside it.
+They do what the Triton kernels do, row by row. `inject_into_rows` settles which rule is due in a
+row, reads the row once where that or a draw asks for it, draws from the blocks whose largest logit
+reaches the lower bound of the support, and writes the row. `scan_rows` gives the statistics of
+rows, `narrow_bounds` the supports that they do not tell, and `rescale_rows` makes of rows what
+their bases ask for. What a row gives does not depend on the rows beside it.
 
 Constants have types: one of Python's would turn a loop in float32 into one in float64, and words
 of 64 bits without a sign into float64, too.
 
 All of it is one file because numba keeps what it has compiled until this file changes, whatever
-becomes of the others: what they define here, random numbers, never does.
+becomes of the others. What they define of random numbers never changes; where the columns of
+matrices lie is written here again.
 
-Shapes: F logits from the first of the batch to its last, K rows looked at, V vocabulary, N
-vocabulary masks, B blocks of a row, S candidates of a row, L a few logits, C classes of logits.
+Shapes: F logits from the first of the batch to its last, R slots, K rows looked at, M rules of the
+longest schedule, W kept states of a slot, G registered rules, A listed positions, X states of text
+automata, V vocabulary, N vocabulary masks, B blocks of a row, S candidates of a row, L a few
+logits, C columns of a matrix or classes of logits.
 """
 
 import math
@@ -60,8 +63,23 @@ _MULTIPLIER_0, _MULTIPLIER_1 = map(np.uint64, MULTIPLIERS)
 _WEYL_0, _WEYL_1 = map(np.uint64, WEYL)
 _WORD = np.uint64(WORD)
 _32 = np.uint64(32)
-_DRAW = np.uint64(Stream.DRAW)
+_DRAW, _RATE_WORDS, _JITTER_WORDS = map(np.uint64, (Stream.DRAW, Stream.RATE, Stream.JITTER))
 _LARGEST_U = np.float32(1.0 - 2.0**-24)
+
+
+# Columns, as `negtemp_data.sampling.columns` has them; a test compares.
+_SEED, _SIBLINGS_SEED, _SIBLING, _REQUEST = range(4)
+_START, _STOP, _EVERY, _JITTER, _RATE, _READS_STATS, _TEXT_STATE, _BURST = range(8)
+_MAX_INJECTIONS, _COOLDOWN, _DEFER, _VOCABULARY, _GUARD, _IS_DISTINCT, _TOP_K = range(8, 15)
+_TEMPERATURE, _ENTROPY_ABOVE, _ENTROPY_BELOW, _MARGIN_BELOW = range(4)
+_MIN_P, _TOP_P, _TOP_N_SIGMA, _EPSILON, _XTC = range(4, 9)
+_OWED, _NOMINAL, _LAST, _N_INJECTED, _N_DEFERRED, _TEXT = range(6)
+_OUT_SLOT, _OUT_REQUEST, _OUT_POSITION, _OUT_IS_INJECTED, _OUT_IS_AGAIN = range(5)
+_OUT_RULE, _OUT_TOKEN_ID, _OUT_DISPLACED_ID, _OUT_SUPPORT_SIZE, _OUT_RANK = range(5, 10)
+_OUT_TEMPERATURE, _OUT_LOGPROB, _OUT_ENTROPY = range(3)
+_LONG_AGO = np.int64(-(2**40))
+_ALWAYS, _BEFORE_SPACE = 1, 2
+"""Of `FireCode`."""
 
 
 def _can_keep() -> bool:
@@ -256,10 +274,10 @@ def _survey(z_V, top_B, allowed_V, lower, upper):
 
 
 @njit(**_OPTIONS)
-def _philox(seed, token_id, position, rule):
-    """The word that `negtemp_data.sampling.philox.philox` gives for a draw."""
+def _philox(seed, token_id, position, rule, stream):
+    """The word that `negtemp_data.sampling.philox.philox` gives."""
     key_0, key_1 = np.uint64(seed) & _WORD, np.uint64(seed) >> _32
-    c0, c1, c2, c3 = np.uint64(token_id), np.uint64(position), np.uint64(rule), _DRAW
+    c0, c1, c2, c3 = np.uint64(token_id), np.uint64(position), np.uint64(rule), stream
     for _ in range(ROUNDS):
         product_0, product_1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
         c0, c1, c2, c3 = (
@@ -341,71 +359,13 @@ def _draw_from_row(z_V, top_B, allowed_V, lower, upper, temperature, counter, or
     seed, position, rule = counter
     score_S = np.empty(size, np.float32)
     for n in range(size):
-        noise = _gumbel(_philox(seed, token_S[place_S[n]], position, rule))
+        noise = _gumbel(_philox(seed, token_S[place_S[n]], position, rule, _DRAW))
         score_S[n] = _score(z_S[place_S[n]] - origin, temperature, noise)
     drawn = place_S[_nth_best(score_S, order % size)]
     rank = 0
     for z in z_S:
         rank += z >= z_S[drawn]
     return size, token_S[drawn], rank
-
-
-@njit(
-    "(f4[::1], i8, i8, i8[::1], b1[:, ::1], i8[::1], i8[::1], f4[::1], f4[::1], f4[::1], i8[::1],"
-    " i8[::1], i8[::1], i8[::1], f4[::1], i8[::1], f4[::1], f4[:, ::1], i8[::1], i8[::1], f4[::1],"
-    " i8[::1])",
-    parallel=True,
-    **_OPTIONS,
-)
-def draw_from_rows(
-    z_F,
-    row_stride,
-    width,
-    row_K,
-    mask_NV,
-    vocabulary_K,
-    guard_K,
-    lower_K,
-    upper_K,
-    temperature_K,
-    seed_K,
-    position_K,
-    rule_K,
-    order_K,
-    peak_K,
-    argmax_K,
-    log_normalizer_K,
-    top_KB,
-    token_id_K,
-    support_size_K,
-    logprob_K,
-    rank_K,
-):
-    """Draws one token per row. The semantics are those of `negtemp_data.sampling.draw`.
-
-    Arguments with the name of a column of `DrawRequest`, `Bounds`, `RowStats` or `Draw` are that
-    column; `order_K` is empty where no row has one; `top_KB` is as `scan_rows` gives it.
-    """
-    for k in prange(len(row_K)):
-        begin = row_K[k] * row_stride
-        z_V, top_B = z_F[begin : begin + width], top_KB[k]
-        size, token, rank = 0, -1, 0
-        if not mask_NV[guard_K[k], argmax_K[k]]:
-            size, token, rank = _draw_from_row(
-                z_V,
-                top_B,
-                mask_NV[vocabulary_K[k]],
-                lower_K[k],
-                upper_K[k],
-                temperature_K[k],
-                (seed_K[k], position_K[k], rule_K[k]),
-                order_K[k] if len(order_K) else 0,
-            )
-        z_token = z_V[token] if size else peak_K[k]
-        token_id_K[k] = token if size else argmax_K[k]
-        support_size_K[k] = size
-        logprob_K[k] = z_token - log_normalizer_K[k]
-        rank_K[k] = rank
 
 
 @njit(**_OPTIONS)
@@ -483,6 +443,21 @@ def _least_above(z_V, top_B, floor):
     return least if count >= 2 else np.float32(-np.inf)
 
 
+@njit(**_OPTIONS)
+def _narrow(z_V, top_B, log_normalizer, top_p, top_k, xtc_floor, lower, upper):
+    """The bounds of a support, narrowed by top_p, top_k and xtc."""
+    # A lower bound of nan stays one.
+    if top_p < 1:
+        bound = _nucleus(z_V, top_B, _LOWEST, np.float64(log_normalizer), top_p)
+        lower = bound if bound > lower else lower
+    if top_k > 0:
+        bound = _least_of_best(z_V, top_B, _LOWEST, 0.0, np.float64(top_k), True)
+        lower = bound if bound > lower else lower
+    if xtc_floor > -np.inf:
+        upper = _least_above(z_V, top_B, xtc_floor)
+    return lower, upper
+
+
 @njit(
     "(f4[::1], i8, i8, i8[::1], f4[:, ::1], f4[::1], f8[::1], i8[::1], f4[::1], f4[::1], f4[::1])",
     parallel=True,
@@ -507,16 +482,16 @@ def narrow_bounds(
     """
     for k in prange(len(row_K)):
         begin = row_K[k] * row_stride
-        z_V, top_B = z_F[begin : begin + width], top_KB[k]
-        # A lower bound of nan stays one.
-        if top_p_K[k] < 1:
-            bound = _nucleus(z_V, top_B, _LOWEST, np.float64(log_normalizer_K[k]), top_p_K[k])
-            lower_K[k] = bound if bound > lower_K[k] else lower_K[k]
-        if top_k_K[k] > 0:
-            bound = _least_of_best(z_V, top_B, _LOWEST, 0.0, np.float64(top_k_K[k]), True)
-            lower_K[k] = bound if bound > lower_K[k] else lower_K[k]
-        if xtc_floor_K[k] > -np.inf:
-            upper_K[k] = _least_above(z_V, top_B, xtc_floor_K[k])
+        lower_K[k], upper_K[k] = _narrow(
+            z_F[begin : begin + width],
+            top_KB[k],
+            log_normalizer_K[k],
+            top_p_K[k],
+            top_k_K[k],
+            xtc_floor_K[k],
+            lower_K[k],
+            upper_K[k],
+        )
 
 
 @njit(**_OPTIONS)
@@ -626,14 +601,292 @@ def rescale_rows(
             )
 
 
-@njit("(f4[::1], i8, i8, i8[::1], i8[::1], b1[::1])", parallel=True, **_OPTIONS)
-def write_one_hot(z_F, row_stride, width, row_K, token_id_K, is_injected_K):
-    """Makes the injected rows 0 at their token and −inf elsewhere."""
+@njit(**_OPTIONS)
+def _read(z_V, top_B, has_deviation):
+    """The statistics of a row, as float32 holds them."""
+    argmax, peak, log_normalizer, entropy, margin, deviation = _scan_row(z_V, top_B, has_deviation)
+    return (
+        argmax,
+        np.float32(peak),
+        np.float32(log_normalizer),
+        np.float32(entropy),
+        np.float32(margin),
+        np.float32(deviation),
+    )
+
+
+@njit(**_OPTIONS)
+def _fires_by_position(number_C, at_A, seed, index, position):
+    """Whether a rule fires here, from its start on; as `negtemp_data.sampling.firing` has it."""
+    every = number_C[_EVERY]
+    if every > 0:
+        begin = position - (position - number_C[_START]) % every
+        word = np.int64(_philox(seed, 0, begin, index, _JITTER_WORDS))
+        if position == begin + (word * (number_C[_JITTER] + 1) >> 32):
+            return True
+    rate = number_C[_RATE]
+    if rate > 0 and np.int64(_philox(seed, 0, position, index, _RATE_WORDS)) < rate:
+        return True
+    is_listed = False
+    for at in at_A:
+        is_listed |= at == position
+    return is_listed
+
+
+@njit(**_OPTIONS)
+def _is_met(value_C, stats, is_before_space, begins_with_space_V):
+    """Whether the logits fulfil what a rule waits for."""
+    argmax, _, _, entropy, margin, _ = stats
+    return (
+        entropy > value_C[_ENTROPY_ABOVE]
+        or entropy < value_C[_ENTROPY_BELOW]
+        or margin < value_C[_MARGIN_BELOW]
+        or (is_before_space and begins_with_space_V[argmax])
+    )
+
+
+@njit(**_OPTIONS)
+def _n_left(state_C, number_C, position):
+    """The most injections that a firing could owe here; 0 where one would be ignored."""
+    is_in_burst = state_C[_OWED] > 0 and state_C[_NOMINAL] == position
+    is_cool = position - state_C[_LAST] > number_C[_COOLDOWN]
+    return number_C[_MAX_INJECTIONS] - state_C[_N_INJECTED] if is_cool and not is_in_burst else 0
+
+
+@njit(**_OPTIONS)
+def _settle(
+    z_V,
+    top_B,
+    has_deviation,
+    state_MC,
+    rule_M,
+    fires_M,
+    last_token,
+    place,
+    number_GC,
+    value_GC,
+    at_GA,
+    next_XV,
+    code_X,
+    begins_with_space_V,
+):
+    """Which rule is due in a row, or −1, and the row's statistics, if they were asked for.
+
+    The rules' states move on to this position: its token is read, and what has waited too long is
+    given up. `place` is (seed, position).
+    """
+    seed, position = place
+    winner, has_stats = -1, False
+    nothing = np.float32(0)
+    stats = (np.int64(0), nothing, nothing, nothing, nothing, nothing)
+    for m in range(len(rule_M)):
+        rule = rule_M[m]
+        if rule == 0:
+            break
+        number_C, state_C = number_GC[rule], state_MC[m]
+        code = 0
+        if state_C[_TEXT] >= 0 and position > 0:
+            state_C[_TEXT] = next_XV[state_C[_TEXT], last_token]
+            code = code_X[state_C[_TEXT]]
+        if position > state_C[_NOMINAL] + number_C[_DEFER]:
+            state_C[_OWED] = 0
+        if winner >= 0:
+            continue
+        left = _n_left(state_C, number_C, position)
+        if left > 0:
+            is_in_range = number_C[_START] <= position < number_C[_STOP]
+            fires = (
+                fires_M[m]
+                if len(fires_M)
+                else is_in_range and _fires_by_position(number_C, at_GA[rule], seed, m, position)
+            )
+            is_before_space = code == _BEFORE_SPACE
+            if is_in_range and not fires:
+                fires = code == _ALWAYS
+                if not fires and (number_C[_READS_STATS] or is_before_space):
+                    if not has_stats:
+                        stats, has_stats = _read(z_V, top_B, has_deviation), True
+                    fires = _is_met(value_GC[rule], stats, is_before_space, begins_with_space_V)
+            if fires:
+                state_C[_OWED] = min(number_C[_BURST], left)
+                state_C[_NOMINAL] = position
+        if state_C[_OWED] > 0:
+            winner = m
+    return winner, has_stats, stats
+
+
+@njit(**_OPTIONS)
+def _bounds(z_V, top_B, stats, number_C, value_C):
+    """Least and largest logit of a rule's support."""
+    _, peak, log_normalizer, _, _, deviation = stats
+    lower = peak + np.float32(np.log(value_C[_MIN_P]))
+    lower = max(lower, log_normalizer + np.float32(np.log(value_C[_EPSILON])))
+    # inf·0 is nan: a row of equal logits with no limit of this kind has none.
+    if value_C[_TOP_N_SIGMA] < np.inf:
+        lower = max(lower, peak - np.float32(value_C[_TOP_N_SIGMA]) * deviation)
+    return _narrow(
+        z_V,
+        top_B,
+        log_normalizer,
+        value_C[_TOP_P],
+        number_C[_TOP_K],
+        log_normalizer + np.float32(np.log(value_C[_XTC])),
+        lower,
+        np.float32(np.inf),
+    )
+
+
+@njit(**_OPTIONS)
+def _draw(z_V, top_B, stats, number_C, value_C, mask_NV, row_C, position, index):
+    """How many candidates a rule finds, which one is drawn, and its rank; 0, −1, 0: none."""
+    argmax, peak = stats[0], stats[1]
+    # A peak of nan is a row that has no meaning.
+    if np.isnan(peak) or mask_NV[number_C[_GUARD], argmax]:
+        return 0, -1, 0
+    lower, upper = _bounds(z_V, top_B, stats, number_C, value_C)
+    is_distinct = number_C[_IS_DISTINCT] != 0
+    seed = row_C[_SIBLINGS_SEED] if is_distinct else row_C[_SEED]
+    return _draw_from_row(
+        z_V,
+        top_B,
+        mask_NV[number_C[_VOCABULARY]],
+        lower,
+        upper,
+        np.float32(value_C[_TEMPERATURE]),
+        (seed, position, index),
+        row_C[_SIBLING] if is_distinct else 0,
+    )
+
+
+@njit(**_OPTIONS)
+def _recall(tag_W, position):
+    """The place of the state before a position, and whether the position was computed before."""
+    latest, is_again = 0, False
+    for w in range(len(tag_W)):
+        if tag_W[w] > position:
+            is_again = True
+        elif tag_W[w] > tag_W[latest] or tag_W[latest] > position:
+            latest = w
+    return latest, is_again
+
+
+@njit(**_OPTIONS)
+def _keep(tag_W, state_WMC, position, before_MC, after_MC):
+    """Stores the states before a position and behind it, and forgets those of later ones."""
+    for w in range(len(tag_W)):
+        if tag_W[w] > position + 1:
+            tag_W[w] = _LONG_AGO
+    here, there = position % len(tag_W), (position + 1) % len(tag_W)
+    tag_W[here], tag_W[there] = position, position + 1
+    state_WMC[here], state_WMC[there] = before_MC, after_MC
+
+
+@njit(
+    "(f4[::1], i8, i8, b1, i8[::1], i8[::1], i8[::1], i8[::1], b1[:, ::1], i8[:, ::1], i8[:, ::1],"
+    " i8[:, ::1], i8[:, :, :, ::1], i8[:, ::1], f8[:, ::1], i8[:, ::1], i4[:, ::1], i1[::1],"
+    " b1[::1], b1[:, ::1], i8[:, ::1], f4[:, ::1], b1[::1])",
+    parallel=True,
+    **_OPTIONS,
+)
+def inject_into_rows(
+    z_F,
+    row_stride,
+    width,
+    has_deviation,
+    row_K,
+    slot_K,
+    position_K,
+    last_token_K,
+    fires_KM,
+    row_RC,
+    rule_RM,
+    tag_WR,
+    state_WRMC,
+    number_GC,
+    value_GC,
+    at_GA,
+    next_XV,
+    code_X,
+    begins_with_space_V,
+    mask_NV,
+    number_KC,
+    value_KC,
+    is_waiting_K,
+):
+    """Does what rules ask for, in place. The semantics are those of `negtemp_data.sampling.draw`.
+
+    Arguments are named after fields of `StepRows`, `RowStates`, `RuleTable`, `TextAutomata` and
+    `Outcome`. `last_token_K` is empty where no rule reads text, `fires_KM` has no rules where it is
+    to be worked out. `has_deviation`: some rule's support is made of deviations.
+    """
     for k in prange(len(row_K)):
-        if is_injected_K[k]:
-            z_V = z_F[row_K[k] * row_stride :][:width]
-            z_V[:] = -np.inf
-            z_V[token_id_K[k]] = 0.0
+        slot, position = slot_K[k], position_K[k]
+        number_KC[k] = 0
+        is_waiting_K[k] = False
+        if slot == 0:
+            continue
+        begin = row_K[k] * row_stride
+        z_V = z_F[begin : begin + width]
+        top_B = np.empty((width + BLOCK - 1) // BLOCK, np.float32)
+        row_C, rule_M = row_RC[slot], rule_RM[slot]
+        tag_W, state_WMC = tag_WR[:, slot], state_WRMC[:, slot]
+        latest, is_again = _recall(tag_W, position)
+        before_MC = state_WMC[latest].copy()
+        state_MC = before_MC.copy()
+        winner, has_stats, stats = _settle(
+            z_V,
+            top_B,
+            has_deviation,
+            state_MC,
+            rule_M,
+            fires_KM[k],
+            last_token_K[k] if len(last_token_K) else 0,
+            (row_C[_SEED], position),
+            number_GC,
+            value_GC,
+            at_GA,
+            next_XV,
+            code_X,
+            begins_with_space_V,
+        )
+        size = 0
+        if winner >= 0:
+            number_C, value_C, state_C = (
+                number_GC[rule_M[winner]],
+                value_GC[rule_M[winner]],
+                state_MC[winner],
+            )
+            if not has_stats:
+                stats = _read(z_V, top_B, has_deviation)
+            size, token, rank = _draw(
+                z_V, top_B, stats, number_C, value_C, mask_NV, row_C, position, winner
+            )
+            if size >= 2:
+                argmax, _, log_normalizer, entropy, _, _ = stats
+                number_KC[k, _OUT_RULE] = winner
+                number_KC[k, _OUT_TOKEN_ID] = token
+                number_KC[k, _OUT_DISPLACED_ID] = argmax
+                number_KC[k, _OUT_SUPPORT_SIZE] = size
+                number_KC[k, _OUT_RANK] = rank
+                value_KC[k, _OUT_TEMPERATURE] = value_C[_TEMPERATURE]
+                value_KC[k, _OUT_LOGPROB] = z_V[token] - log_normalizer
+                value_KC[k, _OUT_ENTROPY] = entropy
+                state_C[_OWED] -= 1
+                state_C[_NOMINAL] = position + 1
+                state_C[_LAST] = position
+                state_C[_N_INJECTED] += 1
+                z_V[:] = -np.inf
+                z_V[token] = 0.0
+            elif number_C[_DEFER] > 0 and state_C[_NOMINAL] == position:
+                state_C[_N_DEFERRED] += 1
+        number_KC[k, _OUT_SLOT] = slot
+        number_KC[k, _OUT_REQUEST] = row_C[_REQUEST]
+        number_KC[k, _OUT_POSITION] = position
+        number_KC[k, _OUT_IS_INJECTED] = size >= 2
+        number_KC[k, _OUT_IS_AGAIN] = is_again
+        for m in range(len(state_MC)):
+            is_waiting_K[k] |= state_MC[m, _OWED] > 0
+        _keep(tag_W, state_WMC, position, before_MC, state_MC)
 
 
 def _refuse_special_names() -> None:
@@ -662,10 +915,10 @@ def _start_threads() -> None:
     # Those of torch's own OpenMP, where they can be had; of two pools, one would wait while the
     # other spins.
     numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
-    nothing = np.empty(0, np.int64)
-    arguments = np.empty(0, np.float32), 0, 0, nothing, nothing, np.empty(0, np.bool_)
+    nothing = np.empty(0, np.float32)
+    stats = nothing, np.empty(0, np.int64), *(nothing,) * 4, np.empty((0, 0), np.float32)
     # numba's start sets the number of OpenMP threads of the thread that it happens on.
-    thread = threading.Thread(target=write_one_hot, args=arguments)
+    thread = threading.Thread(target=scan_rows, args=(nothing, 0, 0, np.empty(0, np.int64), *stats))
     thread.start()
     thread.join()
 

@@ -1,19 +1,19 @@
-"""The rules of all schedules seen so far, as columns on the device.
+"""The rules of all schedules seen so far, as matrices on the device.
 
 A rule is registered once and then known by its index, so that a batch of rows with different
 schedules is one gather. Index 0 is a rule that never fires: it fills the rows of shorter schedules.
 
-Shapes: K rows, M rules of the longest schedule, V vocabulary, G registered rules, N vocabulary
-masks, A positions of the longest list.
+Shapes: G registered rules, C columns, A positions of the longest list, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from negtemp_data.sampling.columns import RuleNumber, RuleValue
 from negtemp_data.sampling.masks import MaskTable
 from negtemp_data.sampling.records import (
     BernoulliTrigger,
@@ -33,45 +33,6 @@ from negtemp_data.sampling.vocabulary import TokenTable
 NO_LIMIT = torch.iinfo(torch.int64).max
 _TINY = torch.finfo(torch.float32).tiny
 _NEVER = Rule(BernoulliTrigger(0.0), 1.0)
-
-
-@dataclass(frozen=True)
-class FiringColumns:
-    """When each registered rule fires, as far as seed and position decide it."""
-
-    start_G: Tensor
-    stop_G: Tensor
-    every_G: Tensor
-    """0: not periodic."""
-    jitter_G: Tensor
-    rate_G: Tensor
-    """Fires where a 32-bit word is below it."""
-    at_GA: Tensor
-    """Listed positions, padded with −1."""
-
-
-@dataclass(frozen=True)
-class RuleColumns:
-    """One entry per registered rule."""
-
-    firing: FiringColumns
-    temperature_G: Tensor
-    limits: Limits
-    entropy_above_G: Tensor
-    entropy_below_G: Tensor
-    margin_below_G: Tensor
-    reads_stats_G: Tensor
-    """Whether the rule looks at entropy or margin."""
-    text_state_G: Tensor
-    """State in which the rule's automaton starts; −1: it reads no text."""
-    burst_G: Tensor
-    max_injections_G: Tensor
-    cooldown_G: Tensor
-    defer_G: Tensor
-    vocabulary_G: Tensor
-    guard_G: Tensor
-    """Mask of the tokens that must not be displaced."""
-    is_distinct_G: Tensor
 
 
 def needs_of(rules: tuple[Rule, ...]) -> Needs:
@@ -112,7 +73,6 @@ class RuleTable:
         self._index: dict[Rule, int] = {}
         self._entries: list[_Entry] = []
         self.automata = TextAutomata(tokens, vocab_size, device)
-        self.any_distinct = False
         self.register(_NEVER)
 
     def register(self, rule: Rule) -> int:
@@ -133,73 +93,78 @@ class RuleTable:
             )
             entries = [*self._entries, entry]
             # First what may fail, so that a refused rule leaves nothing behind.
-            self.columns = self._columns_of(entries)
+            self._fill(entries)
             self._index[rule] = len(self._entries)
             self._entries = entries
             self.uses = uses_of([entry.rule.support for entry in entries])
-            self.any_distinct |= rule.is_distinct
         return self._index[rule]
 
-    def _columns_of(self, entries: list["_Entry"]) -> RuleColumns:
-        rules = [entry.rule for entry in entries]
-
-        def column(dtype: torch.dtype, *values: Any) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=self._device)
-
-        def floats(*values: float) -> Tensor:
-            return column(torch.float32, *values)
-
-        def ints(*values: int) -> Tensor:
-            return column(torch.int64, *values)
-
-        triggers = [rule.trigger for rule in rules]
-        supports = [rule.support for rule in rules]
-        periodic = [t if isinstance(t, PeriodicTrigger) else None for t in triggers]
-        entropy = [t if isinstance(t, EntropyTrigger) else EntropyTrigger() for t in triggers]
+    def _fill(self, entries: list[_Entry]) -> None:
+        """Replaces the matrices by longer ones."""
+        numbers = [_number_row(entry) for entry in entries]
+        values = [_value_row(entry.rule) for entry in entries]
+        triggers = [entry.rule.trigger for entry in entries]
         listed = [t.positions if isinstance(t, PositionTrigger) else () for t in triggers]
         longest = max(map(len, listed))
-        return RuleColumns(
-            firing=FiringColumns(
-                start_G=ints(*(rule.start for rule in rules)),
-                stop_G=ints(*(NO_LIMIT if rule.stop is None else rule.stop for rule in rules)),
-                every_G=ints(*(trigger.every if trigger else 0 for trigger in periodic)),
-                jitter_G=ints(*(trigger.jitter if trigger else 0 for trigger in periodic)),
-                rate_G=ints(
-                    *(
-                        round(t.rate * 2**32) if isinstance(t, BernoulliTrigger) else 0
-                        for t in triggers
-                    )
-                ),
-                at_GA=torch.tensor(
-                    [[*at, *[-1] * (longest - len(at))] for at in listed],
-                    dtype=torch.int64,
-                    device=self._device,
-                ).view(len(rules), longest),
-            ),
-            temperature_G=floats(*(float32_temperature(rule.temperature) for rule in rules)),
-            limits=limit_columns(supports, self._device),
-            entropy_above_G=floats(*(trigger.above for trigger in entropy)),
-            entropy_below_G=floats(*(trigger.below for trigger in entropy)),
-            margin_below_G=floats(
-                *(t.below if isinstance(t, MarginTrigger) else -math.inf for t in triggers)
-            ),
-            reads_stats_G=column(
-                torch.bool, *(isinstance(t, EntropyTrigger | MarginTrigger) for t in triggers)
-            ),
-            text_state_G=ints(*(entry.text_state for entry in entries)),
-            burst_G=ints(*(rule.burst for rule in rules)),
-            max_injections_G=ints(
-                *(
-                    NO_LIMIT if rule.max_injections is None else rule.max_injections
-                    for rule in rules
-                )
-            ),
-            cooldown_G=ints(*(rule.cooldown for rule in rules)),
-            defer_G=ints(*(rule.defer for rule in rules)),
-            vocabulary_G=ints(*(entry.allowed for entry in entries)),
-            guard_G=ints(*(entry.guard for entry in entries)),
-            is_distinct_G=column(torch.bool, *(rule.is_distinct for rule in rules)),
-        )
+        padded = [[*at, *[-1] * (longest - len(at))] for at in listed]
+        self.number_GC = torch.tensor(numbers, dtype=torch.int64, device=self._device)
+        """Columns `RuleNumber`."""
+        self.value_GC = torch.tensor(values, dtype=torch.float64, device=self._device)
+        """Columns `RuleValue`."""
+        at_GA = torch.tensor(padded, dtype=torch.int64, device=self._device)
+        self.at_GA = at_GA.view(len(entries), longest)
+        """Listed positions, padded with −1."""
+
+
+def _number_row(entry: _Entry) -> list[int]:
+    rule, trigger = entry.rule, entry.rule.trigger
+    periodic = trigger if isinstance(trigger, PeriodicTrigger) else None
+    row = {
+        RuleNumber.START: rule.start,
+        RuleNumber.STOP: NO_LIMIT if rule.stop is None else rule.stop,
+        RuleNumber.EVERY: periodic.every if periodic else 0,
+        RuleNumber.JITTER: periodic.jitter if periodic else 0,
+        RuleNumber.RATE: (
+            round(trigger.rate * 2**32) if isinstance(trigger, BernoulliTrigger) else 0
+        ),
+        RuleNumber.READS_STATS: isinstance(trigger, EntropyTrigger | MarginTrigger),
+        RuleNumber.TEXT_STATE: entry.text_state,
+        RuleNumber.BURST: rule.burst,
+        RuleNumber.MAX_INJECTIONS: (
+            NO_LIMIT if rule.max_injections is None else rule.max_injections
+        ),
+        RuleNumber.COOLDOWN: rule.cooldown,
+        RuleNumber.DEFER: rule.defer,
+        RuleNumber.VOCABULARY: entry.allowed,
+        RuleNumber.GUARD: entry.guard,
+        RuleNumber.IS_DISTINCT: rule.is_distinct,
+        RuleNumber.TOP_K: rule.support.top_k or 0,
+    }
+    return [int(row[column]) for column in RuleNumber]
+
+
+def _value_row(rule: Rule) -> list[float]:
+    trigger, support = rule.trigger, rule.support
+    entropy = trigger if isinstance(trigger, EntropyTrigger) else EntropyTrigger()
+
+    def or_neutral(value: float | None, neutral: float) -> float:
+        return neutral if value is None else value
+
+    row = {
+        RuleValue.TEMPERATURE: float32_temperature(rule.temperature),
+        RuleValue.ENTROPY_ABOVE: entropy.above,
+        RuleValue.ENTROPY_BELOW: entropy.below,
+        RuleValue.MARGIN_BELOW: trigger.below if isinstance(trigger, MarginTrigger) else -math.inf,
+        RuleValue.MIN_P: or_neutral(support.min_p, 0.0),
+        RuleValue.TOP_P: or_neutral(support.top_p, 1.0),
+        RuleValue.TOP_N_SIGMA: or_neutral(support.top_n_sigma, math.inf),
+        RuleValue.EPSILON: or_neutral(support.epsilon, 0.0),
+        RuleValue.XTC: or_neutral(support.xtc, 0.0),
+    }
+    return [
+        row[column] if column is RuleValue.TOP_P else float(np.float32(row[column]))
+        for column in RuleValue
+    ]
 
 
 def limit_columns(supports: list[Support], device: torch.device) -> Limits:

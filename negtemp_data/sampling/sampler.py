@@ -1,20 +1,18 @@
 """The batched sampler: carries out schedules on the rows of a batch of logits.
 
 A step: 1. the timetable names the rows where a positional rule may inject, and rows with rules that
-read logits or text are looked at anyway; 2. their state settles which rule is due; 3. candidates
-and draw, from the logits as they came; 4. bases; 5. injected rows become one-hot; 6. state and
-record. The host knows positions only; all that depends on logits stays on their device until
-`take`.
+read logits or text are looked at anyway; 2. the backend does what their rules ask for; 3. bases, on
+the rows that were not injected. The host knows positions only; all that depends on logits stays on
+their device until `take`.
 
 A request is known by its key and keeps one *slot* from `open` to `take` or `close`, wherever its
 row moves in the batch and however often it is preempted.
 
 Shapes: R batch rows, K rows looked at, B rows with a base, V vocabulary, M rules of the longest
-schedule, S slots.
+schedule, S slots, C columns.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from negtemp_data.sampling.backend import Backend, backend_for
-from negtemp_data.sampling.draw import Draw, DrawRequest
+from negtemp_data.sampling.columns import NO_BASE, OutcomeNumber, OutcomeValue, RowNumber
+from negtemp_data.sampling.draw import Outcome, StepRows
 from negtemp_data.sampling.records import Injection, Schedule, Siblings, Trace
 from negtemp_data.sampling.rules import needs_of
-from negtemp_data.sampling.state import Pending, RowStates
+from negtemp_data.sampling.state import RowStates
 from negtemp_data.sampling.stats import Needs
-from negtemp_data.sampling.tables import NO_BASE, ScheduleTables
-from negtemp_data.sampling.text import FireCode
+from negtemp_data.sampling.tables import ScheduleTables
 from negtemp_data.sampling.timetable import Timetable
 from negtemp_data.sampling.vocabulary import TokenTable
 
@@ -37,29 +35,6 @@ Integers = NDArray[np.int64]
 LastTokens = Callable[[Integers], Tensor]
 """Gives the last generated token (int64, on the logits' device) of the rows at these indices; at
 position 0 it may give anything."""
-
-
-class _LoggedStep(NamedTuple):
-    """The outcome of one step, still on the device."""
-
-    generation_S: Integers
-    """Which request each slot belonged to, on the host."""
-    slot_K: Tensor
-    position_K: Tensor
-    rule_K: Tensor
-    is_injected_K: Tensor
-    is_again_K: Tensor
-    """What these rows did at this position or later no longer counts."""
-    temperature_K: Tensor
-    drawn: Draw
-
-
-class _OneHots(NamedTuple):
-    """Rows that become one-hot."""
-
-    row_K: Tensor
-    token_K: Tensor
-    is_injected_K: Tensor
 
 
 class ScheduleSampler:
@@ -94,9 +69,12 @@ class ScheduleSampler:
         self._needs_S = np.zeros(1, dtype=np.int64)
         self._base_S = np.full(1, NO_BASE, dtype=np.int64)
         self._is_traced_S = np.zeros(1, dtype=np.bool_)
-        self._generation_S = np.zeros(1, dtype=np.int64)
-        self._log: list[_LoggedStep] = []
+        self._request_S = np.zeros(1, dtype=np.int64)
+        self._n_requests = 0
+        self._log: list[tuple[Tensor, Tensor]] = []
+        """Numbers and values of the outcomes since `take`, still on the device."""
         self._injections: dict[int, dict[int, Injection]] = {}
+        """Of the open requests, by number, by position."""
 
     def open(
         self,
@@ -127,16 +105,15 @@ class ScheduleSampler:
             raise ValueError("draw: distinct needs the row's siblings")
         indices, base = self._tables.register(schedule)
         slot = self._free.pop() if self._free else 1 + len(self._slots)
-        self._states.open(slot, seed, indices, base, siblings)
+        self._n_requests += 1
+        self._states.open(slot, self._n_requests, seed, indices, base, siblings)
         self._timetable.open(slot, seed, schedule.rules)
         self._make_room(slot + 1)
         self._needs_S[slot] = needs_of(schedule.rules)
         self._base_S[slot] = base
         self._is_traced_S[slot] = is_traced
-        # Logged steps keep the old array, and with it the slot's former request.
-        self._generation_S = self._generation_S.copy()
-        self._generation_S[slot] += 1
-        self._injections[slot] = {}
+        self._request_S[slot] = self._n_requests
+        self._injections[self._n_requests] = {}
         self._slots[key] = slot
         return slot
 
@@ -150,7 +127,7 @@ class ScheduleSampler:
             if slot is None:
                 traces[key] = Trace([], 0)
                 continue
-            by_position = self._injections[slot]
+            by_position = self._injections[int(self._request_S[slot])]
             traces[key] = Trace([by_position[p] for p in sorted(by_position)], deferred[slot])
         self.close(keys)
         return traces
@@ -161,7 +138,7 @@ class ScheduleSampler:
             slot = self._slots.pop(key, None)
             if slot is not None:
                 self._timetable.close(slot)
-                self._injections.pop(slot)
+                self._injections.pop(int(self._request_S[slot]))
                 self._free.append(slot)
 
     def step(
@@ -189,22 +166,28 @@ class ScheduleSampler:
         reads = self._needs_S[slots] != 0
         has_base = self._base_S[slots] != NO_BASE
         any_reads, any_base = reads.any(), has_base.any()
-        one_hots = None
+        looked_at = []
         if hits or any_reads:
             chosen = np.union1d(np.flatnonzero(reads), np.fromiter(hits, dtype=np.int64))
-            one_hots = self._look(
-                logits_RV,
-                rows[chosen],
-                slots[chosen],
-                positions[chosen],
-                self._fires(chosen, hits),
-                lambda: last_tokens(chosen),
+            fires = self._fires(chosen, hits)
+            row_K, slot_K, position_K, fires_KM = self._upload(
+                rows[chosen], slots[chosen], positions[chosen], fires
             )
+            needs = self._needs(slots[chosen])
+            last_token_K = last_tokens(chosen) if needs & Needs.TEXT else None
+            step_rows = StepRows(
+                row_K, slot_K, position_K, last_token_K, fires_KM, bool(needs & Needs.LOGITS)
+            )
+            outcome = self._inject(logits_RV, step_rows, slots[chosen])
+            looked_at.append((row_K, outcome))
+            if outcome.is_waiting_K is not None:
+                waits = dict(zip(chosen.tolist(), outcome.is_waiting_K.tolist(), strict=True))
+                self._timetable.close_windows(int(slots[i]) for i in hits if not waits[i])
         if any_base:
-            base_rows = rows[has_base], self._base_S[slots[has_base]], positions[has_base]
-            self._bases.transform(self._backend, logits_RV, *self._upload(*base_rows))
-        if one_hots is not None:
-            self._backend.write_one_hot(logits_RV, *one_hots)
+            row_B, base_B, position_B = self._upload(
+                rows[has_base], self._base_S[slots[has_base]], positions[has_base]
+            )
+            self._transform(logits_RV, row_B, base_B, position_B, looked_at)
         if any_reads or any_base:
             return 0
         return self._timetable.steps_to_sleep(slots, positions)
@@ -236,52 +219,54 @@ class ScheduleSampler:
         (slot_K,) = self._upload(slots)
         index_R = torch.arange(len(slot_R), device=self._device)
         slot_R = slot_R.masked_fill(position_R < 0, 0)
-        needs = Needs(int(np.bitwise_or.reduce(self._needs_S[slots])))
-        is_traced = bool(self._is_traced_S[slots].any())
-        one_hots = []
+        needs = self._needs(slots)
+        looked_at = []
         for order in range(self._rows_per_request):
             row_S = torch.full((len(self._needs_S),), -1, device=self._device)
             row_S.scatter_(0, slot_R.masked_fill(order_R != order, 0), index_R)
             row_K = row_S[slot_K]
-            is_row_K = row_K >= 0
-            # Requests without such a row stand in as slot 0, which no rule of its own ever fires.
-            here_K, row_K = slot_K.masked_fill(~is_row_K, 0), row_K.clamp(min=0)
+            # Requests without such a row stand in as slot 0.
+            here_K, row_K = slot_K.masked_fill(row_K < 0, 0), row_K.clamp(min=0)
             last_token_K = last_token_R[row_K] if needs & Needs.TEXT else None
-            pending = self._states.begin(here_K, position_R[row_K], last_token_K)
-            hits_KM = self._states.positional_hits(pending)
-            one_hots.append(
-                self._inject(logits_RV, row_K, pending, hits_KM, needs=needs, is_traced=is_traced)
+            rows = StepRows(
+                row_K, here_K, position_R[row_K], last_token_K, None, bool(needs & Needs.LOGITS)
             )
-        base_R = self._states.base_S[slot_R]
+            looked_at.append((row_K, self._inject(logits_RV, rows, slots)))
         if (self._base_S[slots] != NO_BASE).any():
-            self._bases.transform(self._backend, logits_RV, index_R, base_R, position_R)
-        for written in one_hots:
-            if written is not None:
-                self._backend.write_one_hot(logits_RV, *written)
+            base_R = self._states.row_SC[:, RowNumber.BASE][slot_R]
+            self._transform(logits_RV, index_R, base_R, position_R, looked_at)
 
-    def _look(
+    def _inject(self, logits_RV: Tensor, rows: StepRows, slots: Integers) -> Outcome:
+        """Looks at rows, whose slots the host knows, too, or knows more of."""
+        outcome = self._backend.inject(
+            logits_RV, rows, self._states, self._rules, self._masks.mask_NV
+        )
+        if self._is_traced_S[slots].any():
+            numbers, values = outcome.number_KC, outcome.value_KC
+            if outcome.is_waiting_K is None:
+                self._log.append((numbers, values))
+            elif len(kept := _changes(numbers)):
+                self._log.append((numbers[kept], values[kept]))
+        return outcome
+
+    def _transform(
         self,
         logits_RV: Tensor,
-        rows: Integers,
-        slots: Integers,
-        positions: Integers,
-        fires: NDArray[np.bool_],
-        last_tokens: Callable[[], Tensor],
-    ) -> _OneHots | None:
-        row_K, slot_K, position_K, fires_KM = self._upload(rows, slots, positions, fires)
-        needs = Needs(int(np.bitwise_or.reduce(self._needs_S[slots])))
-        is_traced = bool(self._is_traced_S[slots].any())
-        last_token_K = last_tokens() if needs & Needs.TEXT else None
-        pending = self._states.begin(slot_K, position_K, last_token_K)
-        one_hots = self._inject(
-            logits_RV, row_K, pending, fires_KM, needs=needs, is_traced=is_traced
-        )
-        # On a CPU the device is the host, so windows can be closed early without waiting.
-        if not self._backend.is_dense:
-            waits = self._states.is_waiting(slot_K).tolist()
-            pairs = zip(slots.tolist(), waits, strict=True)
-            self._timetable.close_windows(slot for slot, is_waiting in pairs if not is_waiting)
-        return one_hots
+        row_B: Tensor,
+        base_B: Tensor,
+        position_B: Tensor,
+        looked_at: list[tuple[Tensor, Outcome]],
+    ) -> None:
+        """Bases of the rows that were not injected, which `looked_at` tells with their rows."""
+        if looked_at:
+            n_injected_R = torch.zeros(len(logits_RV), dtype=torch.int64, device=self._device)
+            for row_K, outcome in looked_at:
+                n_injected_R.index_add_(0, row_K, outcome.number_KC[:, OutcomeNumber.IS_INJECTED])
+            base_B = base_B.masked_fill(n_injected_R[row_B] > 0, NO_BASE)
+        self._bases.transform(self._backend, logits_RV, row_B, base_B, position_B)
+
+    def _needs(self, slots: Integers) -> Needs:
+        return Needs(int(np.bitwise_or.reduce(self._needs_S[slots])))
 
     def _fires(self, chosen: NDArray[np.intp], hits: dict[int, list[int]]) -> NDArray[np.bool_]:
         """bool [K, M]: the positional rules that fire in the chosen rows."""
@@ -296,99 +281,6 @@ class ScheduleSampler:
             torch.from_numpy(array).to(self._device, non_blocking=True) for array in arrays
         )
 
-    def _inject(
-        self,
-        logits_RV: Tensor,
-        row_K: Tensor,
-        pending: Pending,
-        hits_KM: Tensor,
-        *,
-        needs: Needs,
-        is_traced: bool,
-    ) -> _OneHots | None:
-        """Draws for the rows where a rule is due; nothing is written to the logits yet."""
-        fires_KM = hits_KM
-        if needs:
-            fires_KM = hits_KM | self._read_fires(logits_RV, row_K, pending, needs)
-        pending, winner_K = self._states.settle(pending, fires_KM)
-        n_rules = fires_KM.shape[1]
-        is_due_K = winner_K < n_rules
-        # Where rows can't be left out without making the host wait, they come along masked; so do
-        # those whose former outcome has to be taken back.
-        wanted_K = is_due_K | pending.is_again_K
-        due_D = slice(None) if self._backend.is_dense else wanted_K.nonzero().squeeze(1)
-        if not len(row_K[due_D]):
-            self._states.finish(pending, winner_K, is_due_K)
-            return None
-        rule_D = winner_K[due_D].clamp(max=n_rules - 1)
-        slot_D, position_D = pending.slot_K[due_D], pending.position_K[due_D]
-        request = self._draw_request(row_K[due_D], slot_D, position_D, rule_D)
-        drawn = self._backend.draw(logits_RV, request)
-        is_injected_D = is_due_K[due_D] & (drawn.support_size_K >= 2)
-        is_injected_K = torch.zeros_like(is_due_K)
-        is_injected_K[due_D] = is_injected_D
-        self._states.finish(pending, winner_K, is_injected_K)
-        if is_traced:
-            again_D = pending.is_again_K[due_D]
-            step = (slot_D, position_D, rule_D, is_injected_D, again_D, request.temperature_K)
-            self._log.append(_LoggedStep(self._generation_S, *step, drawn))
-        return _OneHots(request.row_K, drawn.token_id_K, is_injected_D)
-
-    def _draw_request(
-        self, row_D: Tensor, slot_D: Tensor, position_D: Tensor, rule_D: Tensor
-    ) -> DrawRequest:
-        columns, states = self._rules.columns, self._states
-        known_D = states.rule_SM[slot_D, rule_D]
-        seed_D, order_D = states.seed_S[slot_D], None
-        if self._rules.any_distinct:
-            is_distinct_D = columns.is_distinct_G[known_D]
-            seed_D = torch.where(is_distinct_D, states.siblings_seed_S[slot_D], seed_D)
-            order_D = torch.where(is_distinct_D, states.sibling_S[slot_D], 0)
-        return DrawRequest(
-            row_K=row_D,
-            mask_NV=self._masks.mask_NV,
-            vocabulary_K=columns.vocabulary_G[known_D],
-            guard_K=columns.guard_G[known_D],
-            limits=columns.limits.select(known_D),
-            uses=self._rules.uses,
-            temperature_K=columns.temperature_G[known_D],
-            seed_K=seed_D,
-            position_K=position_D,
-            rule_K=rule_D,
-            order_K=order_D,
-        )
-
-    def _read_fires(
-        self, logits_RV: Tensor, row_K: Tensor, pending: Pending, needs: Needs
-    ) -> Tensor:
-        """bool [K, M]: the rules that fire because of the logits or the text."""
-        columns, rule_KM = self._rules.columns, pending.rule_KM
-        may_fire_KM = pending.may_start_KM & self._states.in_range(pending)
-        is_met_KM = torch.zeros_like(may_fire_KM)
-        awaits_space_KM = is_met_KM
-        if needs & Needs.TEXT:
-            automata = self._rules.automata
-            reads_text_KM = (columns.text_state_G[rule_KM] >= 0) & (pending.position_K[:, None] > 0)
-            code_KM = automata.code_X[pending.now.text.clamp(min=0)]
-            is_met_KM = reads_text_KM & (code_KM == FireCode.ALWAYS)
-            awaits_space_KM = reads_text_KM & (code_KM == FireCode.BEFORE_SPACE)
-        if not needs & Needs.LOGITS:
-            return is_met_KM & may_fire_KM
-        reads_logits_KM = columns.reads_stats_G[rule_KM] | awaits_space_KM
-        wanted_K = (reads_logits_KM & may_fire_KM).any(dim=1)
-        wanted_W = slice(None) if self._backend.is_dense else wanted_K.nonzero().squeeze(1)
-        row_W, rule_WM = row_K[wanted_W], rule_KM[wanted_W]
-        if len(row_W):
-            stats = self._backend.stats(logits_RV, row_W)
-            by_logits_WM = stats.entropy_K[:, None] > columns.entropy_above_G[rule_WM]
-            by_logits_WM |= stats.entropy_K[:, None] < columns.entropy_below_G[rule_WM]
-            by_logits_WM |= stats.margin_K[:, None] < columns.margin_below_G[rule_WM]
-            if needs & Needs.TEXT:
-                begins_W = self._rules.automata.begins_with_space_V[stats.argmax_K]
-                by_logits_WM |= awaits_space_KM[wanted_W] & begins_W[:, None]
-            is_met_KM[wanted_W] |= by_logits_WM
-        return is_met_KM & may_fire_KM
-
     def _make_room(self, n_slots: int) -> None:
         more = n_slots - len(self._needs_S)
         if more > 0:
@@ -396,33 +288,40 @@ class ScheduleSampler:
             self._needs_S = np.pad(self._needs_S, (0, more))
             self._base_S = np.pad(self._base_S, (0, more), constant_values=NO_BASE)
             self._is_traced_S = np.pad(self._is_traced_S, (0, more))
-            self._generation_S = np.pad(self._generation_S, (0, more))
+            self._request_S = np.pad(self._request_S, (0, more))
 
     def _read_log(self) -> None:
         """Copies the outcomes of all steps since the last call to the host."""
-        for step in self._log:
-            columns = zip(
-                step.slot_K.tolist(),
-                step.is_injected_K.tolist(),
-                step.is_again_K.tolist(),
-                step.position_K.tolist(),
-                step.drawn.token_id_K.tolist(),
-                step.drawn.displaced_id_K.tolist(),
-                step.temperature_K.tolist(),
-                step.drawn.support_size_K.tolist(),
-                step.drawn.logprob_K.tolist(),
-                step.drawn.rank_K.tolist(),
-                step.drawn.entropy_K.tolist(),
-                step.rule_K.tolist(),
-                strict=True,
-            )
-            is_same_S = step.generation_S == self._generation_S[: len(step.generation_S)]
-            for slot, is_injected, is_again, position, *values in columns:
-                if not (is_same_S[slot] and slot in self._injections):
-                    continue
-                if is_again:
-                    former = self._injections[slot]
-                    self._injections[slot] = {p: i for p, i in former.items() if p < position}
-                if is_injected:
-                    self._injections[slot][position] = Injection(position, *values)
+        if not self._log:
+            return
+        numbers, values = (torch.cat(columns) for columns in zip(*self._log, strict=True))
         self._log.clear()
+        kept = _changes(numbers)
+        for number, value in zip(numbers[kept].tolist(), values[kept].tolist(), strict=True):
+            request = number[OutcomeNumber.REQUEST]
+            if request not in self._injections:
+                continue
+            position = number[OutcomeNumber.POSITION]
+            if number[OutcomeNumber.IS_AGAIN]:
+                former = self._injections[request]
+                self._injections[request] = {p: i for p, i in former.items() if p < position}
+            if number[OutcomeNumber.IS_INJECTED]:
+                self._injections[request][position] = Injection(
+                    position=position,
+                    token_id=number[OutcomeNumber.TOKEN_ID],
+                    displaced_id=number[OutcomeNumber.DISPLACED_ID],
+                    temperature=value[OutcomeValue.TEMPERATURE],
+                    support_size=number[OutcomeNumber.SUPPORT_SIZE],
+                    logprob=value[OutcomeValue.LOGPROB],
+                    rank=number[OutcomeNumber.RANK],
+                    entropy=value[OutcomeValue.ENTROPY],
+                    rule=number[OutcomeNumber.RULE],
+                )
+
+
+def _changes(number_KC: Tensor) -> Tensor:
+    """int64: the outcomes that say something of a trace."""
+    is_injected_K, is_again_K = (
+        number_KC[:, column] for column in (OutcomeNumber.IS_INJECTED, OutcomeNumber.IS_AGAIN)
+    )
+    return (is_injected_K | is_again_K).nonzero().squeeze(1)

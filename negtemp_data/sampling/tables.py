@@ -3,13 +3,11 @@
 import torch
 
 from negtemp_data.sampling.base import BaseTable
+from negtemp_data.sampling.columns import NO_BASE
 from negtemp_data.sampling.masks import MaskTable
 from negtemp_data.sampling.records import Schedule
 from negtemp_data.sampling.rules import RuleTable
 from negtemp_data.sampling.vocabulary import TokenTable
-
-NO_BASE = -1
-"""Stands for the base of a schedule that has none."""
 
 
 class ScheduleTables:

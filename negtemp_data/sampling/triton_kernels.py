@@ -1,24 +1,36 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 """The Triton kernels of a step: one program per row, and no word from them to the host.
 
-`scan_rows` reads whole rows once. `draw_from_rows` reads again only the blocks of a row whose
-largest logit reaches the lower bound of the support, and they alone hold the candidates and every
-token that ranks before one. `write_one_hot` writes the injected rows. `rescale_rows` makes of rows
-what their bases ask for, but for limits that take sorting.
+`scan_rows` reads whole rows once. `settle_rows` says which rule is due in a row. `draw_from_rows`
+reads again only the blocks of a row whose largest logit reaches the lower bound of the support, and
+they alone hold the candidates and every token that ranks before one. `write_one_hot` writes the
+injected rows. `rescale_rows` makes of rows what their bases ask for, but for limits that take
+sorting.
 
 All arguments up to the first constexpr are pointers to contiguous tensors, apart from
-`logits_RV`, whose rows may lie apart, and the numbers `row_stride`, `width`, `mask_stride` and
-`n_blocks`. `draw_from_rows` and `rescale_rows` are to be launched without fused
-multiply-adds, so that their operations round as they do on the host.
+`logits_RV`, whose rows may lie apart, and the numbers `row_stride`, `width`, `mask_stride`,
+`n_blocks`, `n_slots`, `n_rules`, `n_kept` and `n_listed`. `draw_from_rows` and `rescale_rows` are
+to be launched without fused multiply-adds, so that their operations round as they do on the host.
 
 Shapes: R batch rows, K rows looked at, V vocabulary, N vocabulary masks, B blocks of a row, G
-blocks in hand, L = 128 logits of a block.
+blocks in hand, L = 128 logits of a block; S slots, M rules of the longest schedule, W kept states
+of a slot, H registered rules, A listed positions, X states of text automata, C columns.
 """
 
 import triton
 import triton.language as tl
 
+from negtemp_data.sampling.columns import (
+    OutcomeNumber,
+    OutcomeValue,
+    RowNumber,
+    RuleNumber,
+    RuleValue,
+    StateNumber,
+)
 from negtemp_data.sampling.philox import MULTIPLIERS, ROUNDS, WEYL, Stream
+from negtemp_data.sampling.state import LONG_AGO
+from negtemp_data.sampling.text import FireCode
 
 LANES = tl.constexpr(128)
 """Logits of a block: one warp takes it at once, so that its maximum costs no shared memory."""
@@ -35,12 +47,73 @@ _WEYL_0 = tl.constexpr(WEYL[0])
 _WEYL_1 = tl.constexpr(WEYL[1])
 _ROUNDS = tl.constexpr(ROUNDS)
 _DRAW = tl.constexpr(int(Stream.DRAW))
+_RATE_WORDS = tl.constexpr(int(Stream.RATE))
+_JITTER_WORDS = tl.constexpr(int(Stream.JITTER))
 _HALF_UNIT = tl.constexpr(2.0**-33)
 _LARGEST_U = tl.constexpr(1.0 - 2.0**-24)
 
 _NO_KEY = tl.constexpr(-(2**63))
 _ANY_KEY = tl.constexpr(2**63 - 1)
 _ID_BITS = tl.constexpr(2**31 - 1)
+
+_LONG_AGO = tl.constexpr(LONG_AGO)
+_ALWAYS = tl.constexpr(int(FireCode.ALWAYS))
+_BEFORE_SPACE = tl.constexpr(int(FireCode.BEFORE_SPACE))
+
+_ROW_C = tl.constexpr(len(RowNumber))
+_SEED = tl.constexpr(int(RowNumber.SEED))
+_SIBLINGS_SEED = tl.constexpr(int(RowNumber.SIBLINGS_SEED))
+_SIBLING = tl.constexpr(int(RowNumber.SIBLING))
+_REQUEST = tl.constexpr(int(RowNumber.REQUEST))
+
+_NUMBER_C = tl.constexpr(len(RuleNumber))
+_START = tl.constexpr(int(RuleNumber.START))
+_STOP = tl.constexpr(int(RuleNumber.STOP))
+_EVERY = tl.constexpr(int(RuleNumber.EVERY))
+_JITTER = tl.constexpr(int(RuleNumber.JITTER))
+_RATE = tl.constexpr(int(RuleNumber.RATE))
+_BURST = tl.constexpr(int(RuleNumber.BURST))
+_MAX_INJECTIONS = tl.constexpr(int(RuleNumber.MAX_INJECTIONS))
+_COOLDOWN = tl.constexpr(int(RuleNumber.COOLDOWN))
+_DEFER = tl.constexpr(int(RuleNumber.DEFER))
+_VOCABULARY = tl.constexpr(int(RuleNumber.VOCABULARY))
+_GUARD = tl.constexpr(int(RuleNumber.GUARD))
+_IS_DISTINCT = tl.constexpr(int(RuleNumber.IS_DISTINCT))
+
+_VALUE_C = tl.constexpr(len(RuleValue))
+_TEMPERATURE = tl.constexpr(int(RuleValue.TEMPERATURE))
+_ENTROPY_ABOVE = tl.constexpr(int(RuleValue.ENTROPY_ABOVE))
+_ENTROPY_BELOW = tl.constexpr(int(RuleValue.ENTROPY_BELOW))
+_MARGIN_BELOW = tl.constexpr(int(RuleValue.MARGIN_BELOW))
+_MIN_P = tl.constexpr(int(RuleValue.MIN_P))
+_TOP_N_SIGMA = tl.constexpr(int(RuleValue.TOP_N_SIGMA))
+_EPSILON = tl.constexpr(int(RuleValue.EPSILON))
+_XTC = tl.constexpr(int(RuleValue.XTC))
+
+_STATE_C = tl.constexpr(len(StateNumber))
+_OWED = tl.constexpr(int(StateNumber.OWED))
+_NOMINAL = tl.constexpr(int(StateNumber.NOMINAL))
+_LAST = tl.constexpr(int(StateNumber.LAST))
+_N_INJECTED = tl.constexpr(int(StateNumber.N_INJECTED))
+_N_DEFERRED = tl.constexpr(int(StateNumber.N_DEFERRED))
+_TEXT = tl.constexpr(int(StateNumber.TEXT))
+
+_OUT_C = tl.constexpr(len(OutcomeNumber))
+_OUT_SLOT = tl.constexpr(int(OutcomeNumber.SLOT))
+_OUT_REQUEST = tl.constexpr(int(OutcomeNumber.REQUEST))
+_OUT_POSITION = tl.constexpr(int(OutcomeNumber.POSITION))
+_OUT_IS_INJECTED = tl.constexpr(int(OutcomeNumber.IS_INJECTED))
+_OUT_IS_AGAIN = tl.constexpr(int(OutcomeNumber.IS_AGAIN))
+_OUT_RULE = tl.constexpr(int(OutcomeNumber.RULE))
+_OUT_TOKEN_ID = tl.constexpr(int(OutcomeNumber.TOKEN_ID))
+_OUT_DISPLACED_ID = tl.constexpr(int(OutcomeNumber.DISPLACED_ID))
+_OUT_SUPPORT_SIZE = tl.constexpr(int(OutcomeNumber.SUPPORT_SIZE))
+_OUT_RANK = tl.constexpr(int(OutcomeNumber.RANK))
+
+_OUT_VALUE_C = tl.constexpr(len(OutcomeValue))
+_OUT_TEMPERATURE = tl.constexpr(int(OutcomeValue.TEMPERATURE))
+_OUT_LOGPROB = tl.constexpr(int(OutcomeValue.LOGPROB))
+_OUT_ENTROPY = tl.constexpr(int(OutcomeValue.ENTROPY))
 
 
 @triton.jit
@@ -228,6 +301,232 @@ def _deviation(pivot_G, count_GL, sum_GL, square_GL):
 
 
 @triton.jit
+def settle_rows(
+    slot_K,
+    position_K,
+    last_token_K,
+    fires_KM,
+    argmax_K,
+    entropy_K,
+    margin_K,
+    row_SC,
+    rule_SM,
+    tag_WS,
+    state_WSMC,
+    number_HC,
+    value_HC,
+    at_HA,
+    next_XV,
+    code_X,
+    begins_with_space_V,
+    width,
+    n_slots,
+    n_rules,
+    n_kept,
+    n_listed,
+    known_K,
+    number_KC,
+    PADDED: tl.constexpr,
+):
+    """Says which rule is due in each row, and moves the states on as if its injection had to wait.
+
+    Arguments are named after fields of `StepRows`, `RowStates`, `RuleTable`, `TextAutomata`,
+    `RowStats` and `Outcome`. `known_K`, int64, is the registered rule that is due, 0 where none
+    is. `last_token_K` is None where no rule reads text, `fires_KM` where it is to be worked out;
+    `argmax_K` and all of `RowStats` where no rule waits for something in the logits. PADDED is a
+    power of two, at least M. One warp a program: threads of others would see the states change.
+    """
+    k = tl.program_id(0)
+    slot = tl.load(slot_K + k)
+    position = tl.load(position_K + k)
+    out_C = number_KC + k * _OUT_C
+    tl.store(out_C + _OUT_SLOT, slot)
+    tl.store(out_C + _OUT_POSITION, position)
+    tl.store(out_C + _OUT_IS_INJECTED, 0)
+    tl.store(out_C + _OUT_IS_AGAIN, 0)
+    tl.store(known_K + k, 0)
+    if slot > 0:
+        rule_M = tl.arange(0, PADDED)
+        known_M = tl.load(rule_SM + slot * n_rules + rule_M, mask=rule_M < n_rules, other=0)
+        is_rule_M = known_M > 0
+        number_MC = number_HC + known_M * _NUMBER_C
+        latest, is_again = _recall(tag_WS + slot, n_slots, n_kept, position)
+        slot_M = state_WSMC + (slot * n_rules + rule_M) * _STATE_C
+        before_MC = slot_M + latest * n_slots * n_rules * _STATE_C
+        owed_M, nominal_M, last_M, n_injected_M, n_deferred_M, text_M = _load_states(
+            before_MC, is_rule_M
+        )
+        _remember(tag_WS + slot, n_slots, n_kept, position)
+        here_MC = slot_M + (position % n_kept) * n_slots * n_rules * _STATE_C
+        _store_states(
+            here_MC, is_rule_M, owed_M, nominal_M, last_M, n_injected_M, n_deferred_M, text_M
+        )
+
+        defer_M = tl.load(number_MC + _DEFER)
+        owed_M = tl.where(position > nominal_M + defer_M, 0, owed_M)
+        start_M = tl.load(number_MC + _START)
+        is_in_range_M = (position >= start_M) & (position < tl.load(number_MC + _STOP))
+        if fires_KM is not None:
+            fires_M = tl.load(fires_KM + k * n_rules + rule_M, mask=is_rule_M, other=0) != 0
+        else:
+            fires_M = is_in_range_M & _fires_by_position(
+                tl.load(row_SC + slot * _ROW_C + _SEED),
+                position,
+                rule_M,
+                number_MC,
+                start_M,
+                at_HA + known_M * n_listed,
+                n_listed,
+            )
+        is_met_M = rule_M < 0
+        if last_token_K is not None:
+            text_M, code_M = _read_token(
+                tl.load(last_token_K + k), text_M, position, next_XV, code_X, width
+            )
+            is_met_M |= code_M == _ALWAYS
+            if argmax_K is not None:
+                begins = tl.load(begins_with_space_V + tl.load(argmax_K + k)) != 0
+                is_met_M |= (code_M == _BEFORE_SPACE) & begins
+        if argmax_K is not None:
+            entropy, margin = tl.load(entropy_K + k), tl.load(margin_K + k)
+            is_met_M |= _meets_limits(entropy, margin, value_HC + known_M * _VALUE_C)
+
+        winner, owed_M, nominal_M = _take_firings(
+            fires_M | (is_met_M & is_in_range_M),
+            position,
+            rule_M,
+            is_rule_M,
+            number_MC,
+            owed_M,
+            nominal_M,
+            last_M,
+            n_injected_M,
+            PADDED,
+        )
+        is_winner_M = rule_M == winner
+        begins_to_wait_M = is_winner_M & (defer_M > 0) & (nominal_M == position)
+        n_deferred_M += begins_to_wait_M.to(tl.int64)
+        there_MC = slot_M + ((position + 1) % n_kept) * n_slots * n_rules * _STATE_C
+        _store_states(
+            there_MC, is_rule_M, owed_M, nominal_M, last_M, n_injected_M, n_deferred_M, text_M
+        )
+        tl.store(out_C + _OUT_REQUEST, tl.load(row_SC + slot * _ROW_C + _REQUEST))
+        tl.store(out_C + _OUT_IS_AGAIN, is_again.to(tl.int64))
+        tl.store(out_C + _OUT_RULE, winner.to(tl.int64))
+        tl.store(known_K + k, tl.sum(tl.where(is_winner_M, known_M, 0), axis=0))
+
+
+@triton.jit
+def _take_firings(
+    fires_M,
+    position,
+    rule_M,
+    is_rule_M,
+    number_MC,
+    owed_M,
+    nominal_M,
+    last_M,
+    n_injected_M,
+    PADDED: tl.constexpr,
+):
+    """Which rule is due, PADDED: none, and what rules owe then, and when."""
+    left_M = tl.load(number_MC + _MAX_INJECTIONS) - n_injected_M
+    is_in_burst_M = (owed_M > 0) & (nominal_M == position)
+    is_cool_M = position - last_M > tl.load(number_MC + _COOLDOWN)
+    starts_M = fires_M & is_rule_M & is_cool_M & (left_M > 0) & (is_in_burst_M == 0)
+    winner = tl.min(tl.where(starts_M | (owed_M > 0), rule_M, PADDED), axis=0)
+    # A firing behind the winner is lost.
+    starts_M = starts_M & (rule_M <= winner)
+    fired_M = tl.minimum(tl.load(number_MC + _BURST), left_M)
+    return winner, tl.where(starts_M, fired_M, owed_M), tl.where(starts_M, position, nominal_M)
+
+
+@triton.jit
+def _read_token(token, text_M, position, next_XV, code_X, width):
+    """The states of text automata behind a token, and their `FireCode`s."""
+    reads_M = tl.where(position > 0, text_M, -1) >= 0
+    next_M = tl.load(next_XV + text_M * width + token, mask=reads_M, other=0)
+    text_M = tl.where(reads_M, next_M.to(tl.int64), text_M)
+    return text_M, tl.load(code_X + text_M, mask=reads_M, other=0)
+
+
+@triton.jit
+def _meets_limits(entropy, margin, value_MC):
+    """Whether entropy or margin are what rules wait for; nan never is."""
+    is_met_M = entropy > tl.load(value_MC + _ENTROPY_ABOVE)
+    is_met_M |= entropy < tl.load(value_MC + _ENTROPY_BELOW)
+    return is_met_M | (margin < tl.load(value_MC + _MARGIN_BELOW))
+
+
+@triton.jit
+def _recall(tag_W, n_slots, n_kept, position):
+    """The place of the state before a position, and whether the position was computed before."""
+    latest = position * 0
+    latest_tag = tl.full((), _NO_KEY, tl.int64)
+    is_again = tl.full((), 0, tl.int1)
+    for w in range(0, n_kept):
+        tag = tl.load(tag_W + w * n_slots)
+        is_later = tag > position
+        is_better = (tag > latest_tag) & (is_later == 0)
+        latest = tl.where(is_better, w, latest)
+        latest_tag = tl.where(is_better, tag, latest_tag)
+        is_again = is_again | is_later
+    return latest, is_again
+
+
+@triton.jit
+def _remember(tag_W, n_slots, n_kept, position):
+    """Tags the states before a position and behind it, and forgets those of later ones."""
+    for w in range(0, n_kept):
+        if tl.load(tag_W + w * n_slots) > position + 1:
+            tl.store(tag_W + w * n_slots, _LONG_AGO)
+    tl.store(tag_W + (position % n_kept) * n_slots, position)
+    tl.store(tag_W + ((position + 1) % n_kept) * n_slots, position + 1)
+
+
+@triton.jit
+def _load_states(state_MC, is_rule_M):
+    owed_M = tl.load(state_MC + _OWED, mask=is_rule_M, other=0)
+    nominal_M = tl.load(state_MC + _NOMINAL, mask=is_rule_M, other=0)
+    last_M = tl.load(state_MC + _LAST, mask=is_rule_M, other=0)
+    n_injected_M = tl.load(state_MC + _N_INJECTED, mask=is_rule_M, other=0)
+    n_deferred_M = tl.load(state_MC + _N_DEFERRED, mask=is_rule_M, other=0)
+    text_M = tl.load(state_MC + _TEXT, mask=is_rule_M, other=-1)
+    return owed_M, nominal_M, last_M, n_injected_M, n_deferred_M, text_M
+
+
+@triton.jit
+def _store_states(
+    state_MC, is_rule_M, owed_M, nominal_M, last_M, n_injected_M, n_deferred_M, text_M
+):
+    tl.store(state_MC + _OWED, owed_M, mask=is_rule_M)
+    tl.store(state_MC + _NOMINAL, nominal_M, mask=is_rule_M)
+    tl.store(state_MC + _LAST, last_M, mask=is_rule_M)
+    tl.store(state_MC + _N_INJECTED, n_injected_M, mask=is_rule_M)
+    tl.store(state_MC + _N_DEFERRED, n_deferred_M, mask=is_rule_M)
+    tl.store(state_MC + _TEXT, text_M, mask=is_rule_M)
+
+
+@triton.jit
+def _fires_by_position(seed, position, rule_M, number_MC, start_M, at_MA, n_listed):
+    """Where rules fire, from their starts on; as `negtemp_data.sampling.firing` has it."""
+    every_M = tl.load(number_MC + _EVERY)
+    # Of no meaning before the start, where a remainder may be negative.
+    since_M = tl.maximum(position - start_M, 0)
+    begin_M = position - since_M % tl.maximum(every_M, 1)
+    zero_M = rule_M * 0
+    word_M = philox(seed, zero_M, begin_M, rule_M, _JITTER_WORDS).to(tl.int64)
+    shift_M = word_M * (tl.load(number_MC + _JITTER) + 1) >> 32
+    hits_M = (every_M > 0) & (position == begin_M + shift_M)
+    here_M = begin_M * 0 + position
+    word_M = philox(seed, zero_M, here_M, rule_M, _RATE_WORDS).to(tl.int64)
+    hits_M = hits_M | (word_M < tl.load(number_MC + _RATE))
+    for a in range(0, n_listed):
+        hits_M = hits_M | (tl.load(at_MA + a) == position)
+    return hits_M
+
+
+@triton.jit
 def draw_from_rows(
     logits_RV,
     row_stride,
@@ -235,95 +534,119 @@ def draw_from_rows(
     width,
     mask_NV,
     mask_stride,
-    vocabulary_K,
-    guard_K,
-    min_p_K,
-    epsilon_K,
-    top_n_sigma_K,
-    xtc_K,
+    row_SC,
+    state_WSMC,
+    number_HC,
+    value_HC,
+    n_slots,
+    n_rules,
+    n_kept,
+    known_K,
     floor_K,
-    temperature_K,
-    seed_K,
-    position_K,
-    rule_K,
-    order_K,
     peak_K,
     argmax_K,
     log_normalizer_K,
+    entropy_K,
     deviation_K,
     top_KB,
     block_KB,
     n_blocks,
-    token_id_K,
-    support_size_K,
-    logprob_K,
-    rank_K,
+    number_KC,
+    value_KC,
     BLOCKS: tl.constexpr,
     PADDED: tl.constexpr,
+    HAS_XTC: tl.constexpr,
 ):
-    """Draws one token per row. The semantics are those of `negtemp_data.sampling.draw`.
+    """Draws what is due. The semantics are those of `negtemp_data.sampling.draw`.
 
-    Arguments with the name of a column of `DrawRequest`, `Limits`, `RowStats` or `Draw` are that
-    column, contiguous and of the same dtype. `deviation_K` and `top_KB` are as `scan_rows` gives
-    them; `floor_K`, float32, is a further lower bound of the support; `block_KB`, int32, is memory
-    for the blocks that reach the bound; PADDED is a power of two, at least B. `top_n_sigma_K` and
-    `deviation_K`, `xtc_K`, `floor_K` and `order_K` are None where no row has such a thing.
+    Arguments are named after fields of `RowStates`, `RuleTable`, `RowStats` and `Outcome`, which
+    `settle_rows` has begun to fill; so it has `known_K`. `floor_K`, float32, is a further lower
+    bound of the support, or None; `block_KB`, int32, is memory for the blocks that reach the
+    bound; `deviation_K` is None where no rule has a limit of that kind; PADDED is a power of two,
+    at least B; HAS_XTC: some rule has such a limit.
     """
     k = tl.program_id(0)
-    z_V = logits_RV + tl.load(row_K + k) * row_stride
-    allowed_V = mask_NV + tl.load(vocabulary_K + k) * mask_stride
-    block_B = block_KB + k * n_blocks
-    argmax = tl.load(argmax_K + k)
-    log_normalizer = tl.load(log_normalizer_K + k)
-    is_barred = tl.load(mask_NV + tl.load(guard_K + k) * mask_stride + argmax)
-    lower, upper, n_found = _find_support(
-        k,
-        z_V,
-        width,
-        is_barred != 0,
-        min_p_K=min_p_K,
-        epsilon_K=epsilon_K,
-        top_n_sigma_K=top_n_sigma_K,
-        xtc_K=xtc_K,
-        floor_K=floor_K,
-        peak_K=peak_K,
-        log_normalizer_K=log_normalizer_K,
-        deviation_K=deviation_K,
-        top_B=top_KB + k * n_blocks,
-        block_B=block_B,
-        n_blocks=n_blocks,
-        BLOCKS=BLOCKS,
-        PADDED=PADDED,
-    )
-    size, least, most = _survey(z_V, allowed_V, block_B, n_found, width, lower, upper, BLOCKS)
-    temperature = tl.load(temperature_K + k)
-    origin = tl.where(size > 0, tl.where(temperature < 0, least, most), 0.0)
-    seed = tl.load(seed_K + k)
-    position = tl.load(position_K + k)
-    rule = tl.load(rule_K + k)
-    n_turns = 1
-    if order_K is not None:
-        n_turns = (tl.load(order_K + k) % tl.maximum(size, 1)).to(tl.int32) + 1
-    # Each turn finds the best candidate behind the last one found.
-    key = tl.full((), _ANY_KEY, tl.int64)
-    for _ in range(0, n_turns):
-        best_GL = tl.full((BLOCKS, LANES), _NO_KEY, tl.int64)
-        for begin in range(0, n_found, BLOCKS):
-            id_GL, z_GL = _load_blocks(z_V, block_B, begin, n_found, width, BLOCKS)
-            is_member_GL = _is_member(allowed_V, id_GL, z_GL, lower, upper)
-            noise_GL = gumbel(philox(seed, id_GL, position, rule))
-            key_GL = _key(_score(z_GL, origin, temperature, noise_GL), id_GL)
-            is_open_GL = is_member_GL & (key_GL < key)
-            best_GL = tl.maximum(best_GL, tl.where(is_open_GL, key_GL, _NO_KEY))
-        key = tl.max(best_GL)
+    known = tl.load(known_K + k)
+    if known > 0:
+        z_V = logits_RV + tl.load(row_K + k) * row_stride
+        out_C = number_KC + k * _OUT_C
+        slot = tl.load(out_C + _OUT_SLOT)
+        position = tl.load(out_C + _OUT_POSITION)
+        rule = tl.load(out_C + _OUT_RULE)
+        number_C = number_HC + known * _NUMBER_C
+        limit_C = value_HC + known * _VALUE_C
+        row_C = row_SC + slot * _ROW_C
+        allowed_V = mask_NV + tl.load(number_C + _VOCABULARY) * mask_stride
+        block_B = block_KB + k * n_blocks
+        argmax = tl.load(argmax_K + k)
+        log_normalizer = tl.load(log_normalizer_K + k)
+        guard_V = mask_NV + tl.load(number_C + _GUARD) * mask_stride
+        n_sigma = tl.load(limit_C + _TOP_N_SIGMA).to(tl.float32)
+        xtc = tl.load(limit_C + _XTC).to(tl.float32)
+        lower, upper, n_found = _find_support(
+            k,
+            z_V,
+            width,
+            tl.load(guard_V + argmax) != 0,
+            min_p=tl.load(limit_C + _MIN_P).to(tl.float32),
+            epsilon=tl.load(limit_C + _EPSILON).to(tl.float32),
+            n_sigma=n_sigma if deviation_K is not None else None,
+            xtc=xtc if HAS_XTC else None,
+            floor_K=floor_K,
+            peak_K=peak_K,
+            log_normalizer_K=log_normalizer_K,
+            deviation_K=deviation_K,
+            top_B=top_KB + k * n_blocks,
+            block_B=block_B,
+            n_blocks=n_blocks,
+            BLOCKS=BLOCKS,
+            PADDED=PADDED,
+        )
+        size, least, most = _survey(z_V, allowed_V, block_B, n_found, width, lower, upper, BLOCKS)
+        if size >= 2:
+            temperature = tl.load(limit_C + _TEMPERATURE).to(tl.float32)
+            origin = tl.where(temperature < 0, least, most)
+            is_distinct = tl.load(number_C + _IS_DISTINCT) != 0
+            seed = tl.load(row_C + tl.where(is_distinct, _SIBLINGS_SEED, _SEED))
+            order = tl.where(is_distinct, tl.load(row_C + _SIBLING), 0)
+            key = tl.full((), _ANY_KEY, tl.int64)
+            # Each turn finds the best candidate behind the last one found.
+            for _ in range(0, (order % size).to(tl.int32) + 1):
+                best_GL = tl.full((BLOCKS, LANES), _NO_KEY, tl.int64)
+                for begin in range(0, n_found, BLOCKS):
+                    id_GL, z_GL = _load_blocks(z_V, block_B, begin, n_found, width, BLOCKS)
+                    is_member_GL = _is_member(allowed_V, id_GL, z_GL, lower, upper)
+                    noise_GL = gumbel(philox(seed, id_GL, position, rule))
+                    key_GL = _key(_score(z_GL, origin, temperature, noise_GL), id_GL)
+                    is_open_GL = is_member_GL & (key_GL < key)
+                    best_GL = tl.maximum(best_GL, tl.where(is_open_GL, key_GL, _NO_KEY))
+                key = tl.max(best_GL)
+            token = (key & _ID_BITS) ^ _ID_BITS
+            z_token = tl.load(z_V + token)
+            rank = _count(z_V, block_B, n_found, width, z_token, BLOCKS)
+            tl.store(out_C + _OUT_IS_INJECTED, 1)
+            tl.store(out_C + _OUT_TOKEN_ID, token)
+            tl.store(out_C + _OUT_DISPLACED_ID, argmax)
+            tl.store(out_C + _OUT_SUPPORT_SIZE, size.to(tl.int64))
+            tl.store(out_C + _OUT_RANK, rank.to(tl.int64))
+            value_C = value_KC + k * _OUT_VALUE_C
+            tl.store(value_C + _OUT_TEMPERATURE, temperature)
+            tl.store(value_C + _OUT_LOGPROB, z_token - log_normalizer)
+            tl.store(value_C + _OUT_ENTROPY, tl.load(entropy_K + k))
+            there = ((position + 1) % n_kept * n_slots + slot) * n_rules + rule
+            _note_injection(state_WSMC + there * _STATE_C, position, tl.load(number_C + _DEFER))
 
-    token = tl.where(size > 0, (key & _ID_BITS) ^ _ID_BITS, argmax)
-    z_token = tl.load(z_V + token)
-    tl.store(token_id_K + k, token)
-    tl.store(support_size_K + k, size.to(tl.int64))
-    tl.store(logprob_K + k, z_token - log_normalizer)
-    n_above = _count(z_V, block_B, n_found, width, z_token, BLOCKS)
-    tl.store(rank_K + k, n_above.to(tl.int64))
+
+@triton.jit
+def _note_injection(state_C, position, defer):
+    """Makes of a rule's state, in which its injection has to wait, one in which it was made."""
+    n_deferred = tl.load(state_C + _N_DEFERRED)
+    begins_to_wait = (tl.load(state_C + _NOMINAL) == position) & (defer > 0)
+    tl.store(state_C + _N_DEFERRED, n_deferred - begins_to_wait.to(tl.int64))
+    tl.store(state_C + _OWED, tl.load(state_C + _OWED) - 1)
+    tl.store(state_C + _N_INJECTED, tl.load(state_C + _N_INJECTED) + 1)
+    tl.store(state_C + _LAST, position)
+    tl.store(state_C + _NOMINAL, position + 1)
 
 
 @triton.jit
@@ -332,10 +655,10 @@ def _find_support(
     z_V,
     width,
     is_barred,
-    min_p_K,
-    epsilon_K,
-    top_n_sigma_K,
-    xtc_K,
+    min_p,
+    epsilon,
+    n_sigma,
+    xtc,
     floor_K,
     peak_K,
     log_normalizer_K,
@@ -346,47 +669,33 @@ def _find_support(
     BLOCKS: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """Bounds of the support, and how many blocks hold it, which are written down; barred: none."""
+    """Bounds of the support, and how many blocks hold it, which are written down; barred: none.
+
+    `n_sigma` and `xtc` are None where no row has such a limit.
+    """
     peak = tl.load(peak_K + k)
     log_normalizer = tl.load(log_normalizer_K + k)
-    lower = _lower_bound(
-        k,
-        peak,
-        log_normalizer,
-        min_p_K=min_p_K,
-        epsilon_K=epsilon_K,
-        top_n_sigma_K=top_n_sigma_K,
-        deviation_K=deviation_K,
-        floor_K=floor_K,
-    )
+    lower = tl.maximum(peak + _log(min_p), log_normalizer + _log(epsilon))
+    if floor_K is not None:
+        lower = tl.maximum(lower, tl.load(floor_K + k))
+    if n_sigma is not None:
+        is_limited = n_sigma < float("inf")
+        reach = tl.where(is_limited, n_sigma, 0.0) * tl.load(deviation_K + k)
+        lower = tl.maximum(lower, tl.where(is_limited, peak - reach, float("-inf")))
+    # Never −inf: that would let forbidden tokens in.
+    lower = tl.maximum(lower, _LOWEST)
     wanted = lower
-    if xtc_K is not None:
-        xtc = tl.load(xtc_K + k)
+    if xtc is not None:
         likely = tl.where(xtc > 0, log_normalizer + _log(xtc), float("inf"))
         wanted = tl.minimum(lower, likely)
     # No block reaches nan. A peak of nan is a row that has no meaning.
     wanted = tl.where((peak > float("-inf")) & (is_barred == 0), wanted, float("nan"))
     n_found = _find_blocks(top_B, block_B, n_blocks, wanted, PADDED)
     upper = float("inf")
-    if xtc_K is not None:
+    if xtc is not None:
         upper = _least_likely(z_V, block_B, n_found, width, likely, BLOCKS)
         upper = tl.where(xtc > 0, upper, float("inf"))
     return lower, upper, n_found
-
-
-@triton.jit
-def _lower_bound(k, peak, log_normalizer, min_p_K, epsilon_K, top_n_sigma_K, deviation_K, floor_K):
-    """Least logit of the support, and never −inf: that would let forbidden tokens in."""
-    by_peak = peak + _log(tl.load(min_p_K + k))
-    lower = tl.maximum(by_peak, log_normalizer + _log(tl.load(epsilon_K + k)))
-    if floor_K is not None:
-        lower = tl.maximum(lower, tl.load(floor_K + k))
-    if top_n_sigma_K is not None:
-        n_sigma = tl.load(top_n_sigma_K + k)
-        is_limited = n_sigma < float("inf")
-        reach = tl.where(is_limited, n_sigma, 0.0) * tl.load(deviation_K + k)
-        lower = tl.maximum(lower, tl.where(is_limited, peak - reach, float("-inf")))
-    return tl.maximum(lower, _LOWEST)
 
 
 @triton.jit
@@ -481,14 +790,14 @@ def _log(x):
 
 
 @triton.jit
-def philox(seed, token_id, position, rule):
-    """uint32 words, the same as `negtemp_data.sampling.philox.philox` gives for a draw."""
+def philox(seed, token_id, position, rule, STREAM: tl.constexpr = _DRAW):
+    """uint32 words, the same as `negtemp_data.sampling.philox.philox` gives."""
     key_0 = seed.to(tl.uint32)
     key_1 = (seed >> 32).to(tl.uint32)
     c0 = token_id.to(tl.uint32)
     c1 = position.to(tl.uint32)
     c2 = rule.to(tl.uint32)
-    c3 = _DRAW
+    c3 = STREAM
     for _ in tl.static_range(_ROUNDS):
         high_0 = tl.umulhi(c0, _MULTIPLIER_0)
         high_1 = tl.umulhi(c2, _MULTIPLIER_1)
@@ -518,25 +827,23 @@ def gumbel(word):
 
 
 @triton.jit
-def write_one_hot(
-    logits_RV, row_stride, row_K, token_id_K, is_injected_K, width, SIZE: tl.constexpr
-):
+def write_one_hot(logits_RV, row_stride, row_K, number_KC, width, SIZE: tl.constexpr):
     """Makes the injected rows 0 at their token and −inf elsewhere; a program per row and part.
 
     Args:
         logits_RV: float32.
         row_stride: Logits from one row to the next.
         row_K: int64; an injected row is there once, others may be there again.
-        token_id_K: int64.
-        is_injected_K: bool; other rows are neither read nor written.
+        number_KC: int64, columns `OutcomeNumber`; rows not injected are neither read nor written.
         width: V.
         SIZE: Logits of a part.
     """
     k = tl.program_id(0)
-    if tl.load(is_injected_K + k):
+    out_C = number_KC + k * _OUT_C
+    if tl.load(out_C + _OUT_IS_INJECTED) != 0:
         z_V = logits_RV + tl.load(row_K + k) * row_stride
         id_P = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
-        one_hot_P = tl.where(id_P == tl.load(token_id_K + k), 0.0, float("-inf"))
+        one_hot_P = tl.where(id_P == tl.load(out_C + _OUT_TOKEN_ID), 0.0, float("-inf"))
         tl.store(z_V + id_P, one_hot_P, mask=id_P < width)
 
 
@@ -569,7 +876,8 @@ def rescale_rows(
 ):
     """Makes of rows what `negtemp_data.sampling.rescale` says, up to min_p on y, in place.
 
-    Arguments are named as those of `draw_from_rows`, and after columns of `RescaleRequest`.
+    Arguments are named as those of `draw_from_rows`, and after columns of `RescaleRequest` and
+    `Limits`; `top_n_sigma_K` and `xtc_K` are None where no row has such a limit.
     `is_changed_K`, bool, False at first: whether the row holds y now.
     """
     k = tl.program_id(0)
@@ -582,10 +890,10 @@ def rescale_rows(
             z_V,
             width,
             False,
-            min_p_K=min_p_K,
-            epsilon_K=epsilon_K,
-            top_n_sigma_K=top_n_sigma_K,
-            xtc_K=xtc_K,
+            min_p=tl.load(min_p_K + k),
+            epsilon=tl.load(epsilon_K + k),
+            n_sigma=tl.load(top_n_sigma_K + k) if top_n_sigma_K is not None else None,
+            xtc=tl.load(xtc_K + k) if xtc_K is not None else None,
             floor_K=floor_K,
             peak_K=peak_K,
             log_normalizer_K=log_normalizer_K,

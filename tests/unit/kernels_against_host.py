@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -38,22 +37,29 @@ from negtemp_data.sampling import (
     Siblings,
     Support,
     TextTrigger,
+    TokenTable,
     Vocabulary,
 )
 from negtemp_data.sampling import gumbel as host_gumbel
 from negtemp_data.sampling import philox as host_philox
 from negtemp_data.sampling import sampler as sampler_module
-from negtemp_data.sampling.draw import Draw, DrawRequest
+from negtemp_data.sampling.columns import NO_BASE, OutcomeNumber, OutcomeValue
+from negtemp_data.sampling.draw import StepRows
 from negtemp_data.sampling.host_backend import HostBackend
+from negtemp_data.sampling.masks import MaskTable
 from negtemp_data.sampling.philox import Stream
 from negtemp_data.sampling.rescale import RescaleRequest
-from negtemp_data.sampling.rules import float32_temperature, limit_columns, uses_of
+from negtemp_data.sampling.rules import (
+    RuleTable,
+    float32_temperature,
+    limit_columns,
+    uses_of,
+)
+from negtemp_data.sampling.state import RowStates
 from negtemp_data.sampling.supports import Limits
-from negtemp_data.sampling.triton_backend import TritonBackend
+from negtemp_data.sampling.triton_backend import TritonBackend, write_rows
 from negtemp_data.sampling.triton_kernels import gumbel, philox
 from sampling_cases import SUPPORTS, TEMPERATURES, TOKENS, is_same_bits
-
-Request = TypeVar("Request", DrawRequest, RescaleRequest)
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
@@ -107,59 +113,104 @@ class Case:
 def masks(width: int, generator: np.random.Generator) -> torch.Tensor:
     """The vocabularies."""
     half = generator.random(width) < 0.5
+    half[:2] = True
     return torch.from_numpy(np.stack([np.ones(width, bool), half, np.zeros(width, bool)]))
 
 
-def request_of(
+def tokens_of(mask: torch.Tensor) -> TokenTable:
+    """Tokens of which the masks are classes."""
+    half = mask[HALF].nonzero().squeeze(1).tolist()
+    ids = {"half": half, "all": range(mask.shape[1])}
+    return TokenTable([b"x"] * mask.shape[1], frozenset(), more=ids.get)
+
+
+VOCABULARY = {ALL: Vocabulary(), HALF: Vocabulary(include=("half",))}
+GUARD = {ALL: ("all",), HALF: ("half",), NONE: ()}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What became of rows, on the host."""
+
+    number: list[dict[OutcomeNumber, int]]
+    value: list[dict[OutcomeValue, float]]
+    deferred: list[int]
+    logits: np.ndarray
+
+    def column(self, column: OutcomeNumber) -> list[int]:
+        return [number[column] for number in self.number]
+
+
+def draw_both(
+    logits: torch.Tensor,
     cases: Sequence[Case],
-    rows: Sequence[int],
     mask: torch.Tensor,
     generator: np.random.Generator,
-    *,
-    is_distinct: bool = False,
-) -> DrawRequest:
-    """Draws from `rows`, each like the case of its number."""
-    chosen = [cases[row] for row in rows]
-    n_rows = len(chosen)
-    supports = [case.support for case in chosen]
-    host = torch.device("cpu")
+    siblings_seed: int | None = None,
+) -> tuple[Drawn, Drawn]:
+    """What the kernels and the host do to rows, each at a position at which its case's rule fires.
 
-    def ints(values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64)
-
-    return DrawRequest(
-        row_K=ints(rows),
-        mask_NV=mask,
-        vocabulary_K=ints([case.vocabulary for case in chosen]),
-        guard_K=ints([case.guard for case in chosen]),
-        limits=limit_columns(supports, host),
-        uses=uses_of(supports),
-        temperature_K=torch.tensor([float32_temperature(case.temperature) for case in chosen]),
-        seed_K=torch.from_numpy(generator.integers(0, 2**63, n_rows)),
-        position_K=torch.from_numpy(generator.integers(0, 2**20, n_rows)),
-        rule_K=torch.from_numpy(generator.integers(0, 6, n_rows)),
-        order_K=ints([case.order for case in chosen]) if is_distinct else None,
-    )
-
-
-def on_device(request: Request) -> Request:
-    """The request where the kernels run."""
-
-    def move(value: object) -> object:
-        if isinstance(value, Limits):
-            return Limits(*map(move, value))
-        return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
-
-    return type(request)(*map(move, request))
-
-
-def draw_both(logits: np.ndarray, request: DrawRequest) -> tuple[Draw, Draw]:
-    """What the kernels draw, on the host, and what the host does; nothing is written."""
-    z_RV = torch.from_numpy(logits.copy())
-    on_gpu = z_RV.to(DEVICE)
-    ours = Draw(*(column.cpu() for column in TritonBackend().draw(on_gpu, on_device(request))))
-    assert is_same_bits(on_gpu.cpu().numpy(), logits)
-    return ours, HostBackend().draw(z_RV, request)
+    Args:
+        logits: A row for each case, of any strides.
+        cases: What is drawn.
+        mask: The vocabularies.
+        generator: Of seeds, positions and places of the rules in their schedules.
+        siblings_seed: All rows are siblings of this seed; None: each draws for itself.
+    """
+    n_rows = len(cases)
+    rows = generator.permutation(n_rows)
+    seeds = generator.integers(0, 2**63, n_rows).tolist()
+    positions = generator.integers(0, 2**20, n_rows).tolist()
+    places = generator.integers(0, 6, n_rows).tolist()
+    if siblings_seed is not None:
+        positions, places = [77] * n_rows, [2] * n_rows
+    drawn = []
+    for backend, device in ((TritonBackend(), DEVICE), (HostBackend(), torch.device("cpu"))):
+        tokens, width = tokens_of(mask), mask.shape[1]
+        mask_table = MaskTable(tokens, width, device)
+        rules = RuleTable(tokens, width, device, mask_table)
+        states = RowStates(rules, device, 2)
+        never = rules.register(Rule(PositionTrigger((2**21,)), 1.0))
+        for slot, row in enumerate(rows, 1):
+            case = cases[row]
+            rule = Rule(
+                PositionTrigger((positions[row],)),
+                case.temperature,
+                case.support,
+                VOCABULARY[case.vocabulary],
+                GUARD[case.guard],
+                is_distinct=siblings_seed is not None,
+                defer=slot % 2,
+            )
+            known = [never] * places[row] + [rules.register(rule)]
+            siblings = Siblings(siblings_seed or 0, case.order)
+            states.open(slot, 100 + slot, seeds[row], known, NO_BASE, siblings)
+        # A row more than there are requests, and its neighbours as far away.
+        z_RV = torch.full((n_rows + 1, width + 24), 99.0, device=device)[:, :width]
+        z_RV[:n_rows] = logits
+        step_rows = StepRows(
+            row_K=torch.from_numpy(rows).to(device),
+            slot_K=torch.arange(1, n_rows + 1, device=device),
+            position_K=torch.tensor(
+                [positions[row] for row in rows], dtype=torch.int64, device=device
+            ),
+            last_token_K=None,
+            fires_KM=None,
+            reads_logits=False,
+        )
+        outcome = backend.inject(z_RV, step_rows, states, rules, mask_table.mask_NV)
+        assert (z_RV[n_rows] == 99).all()
+        order = np.argsort(rows)
+        numbers, values = outcome.number_KC[order].tolist(), outcome.value_KC[order].tolist()
+        drawn.append(
+            Drawn(
+                [dict(zip(OutcomeNumber, number, strict=True)) for number in numbers],
+                [dict(zip(OutcomeValue, value, strict=True)) for value in values],
+                [states.deferred()[1 + k] for k in order],
+                z_RV[:n_rows].cpu().numpy().copy(),
+            )
+        )
+    return drawn[0], drawn[1]
 
 
 def is_certain(logits: np.ndarray, case: Case, mask: torch.Tensor) -> bool:
@@ -170,38 +221,54 @@ def is_certain(logits: np.ndarray, case: Case, mask: torch.Tensor) -> bool:
 
 
 def assert_same_draws(
-    logits: np.ndarray, cases: Sequence[Case], request: DrawRequest, *, at_least: float = 0.8
-) -> Draw:
+    logits: np.ndarray,
+    cases: Sequence[Case],
+    generator: np.random.Generator,
+    *,
+    at_least: float = 0.8,
+    siblings_seed: int | None = None,
+) -> Drawn:
     """Whether both draw the same wherever the support is certain, which most rows must be.
 
     Returns:
         What the kernels drew.
     """
-    ours, theirs = draw_both(logits, request)
-    rows = request.row_K.tolist()
+    mask = masks(logits.shape[1], generator)
+    ours, theirs = draw_both(torch.from_numpy(logits), cases, mask, generator, siblings_seed)
     n_compared = 0
-    for k, row in enumerate(rows):
-        case = cases[row]
-        if not is_certain(logits[row], case, request.mask_NV):
+    for k, case in enumerate(cases):
+        number, value = ours.number[k], ours.value[k]
+        is_injected = number[OutcomeNumber.IS_INJECTED]
+        if not is_injected:
+            assert is_same_bits(ours.logits[k], logits[k])
+        if not is_certain(logits[k], case, mask):
             continue
         n_compared += 1
-        assert ours.support_size_K[k] == theirs.support_size_K[k], case
-        assert 0 <= ours.token_id_K[k] < logits.shape[1]
-        assert 0 <= ours.displaced_id_K[k] < logits.shape[1]
-        if case.kind in BROKEN:
-            assert ours.support_size_K[k] == 0
-        elif ours.support_size_K[k] > 0:
-            assert ours.token_id_K[k] == theirs.token_id_K[k], case
-            assert ours.displaced_id_K[k] == theirs.displaced_id_K[k], case
-            assert ours.rank_K[k] == theirs.rank_K[k], case
-            assert is_close(ours.logprob_K[k], theirs.logprob_K[k]), case
-            assert is_close(ours.entropy_K[k], theirs.entropy_K[k]), case
-    assert n_compared >= at_least * len(rows)
+        assert is_injected == theirs.number[k][OutcomeNumber.IS_INJECTED], case
+        assert ours.deferred[k] == theirs.deferred[k]
+        assert number[OutcomeNumber.REQUEST] == theirs.number[k][OutcomeNumber.REQUEST]
+        assert not (is_injected and case.kind in BROKEN)
+        if is_injected:
+            assert number == theirs.number[k], case
+            assert is_same_bits(ours.logits[k], theirs.logits[k])
+            assert all(is_close(value[each], theirs.value[k][each]) for each in OutcomeValue), case
+    assert n_compared >= at_least * len(cases)
     return ours
 
 
-def is_close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    return math.isclose(float(ours), float(theirs), rel_tol=1e-6, abs_tol=1e-4)
+def is_close(ours: float, theirs: float) -> bool:
+    return math.isclose(ours, theirs, rel_tol=1e-6, abs_tol=1e-4)
+
+
+def on_device(request: RescaleRequest) -> RescaleRequest:
+    """The request where the kernels run."""
+
+    def move(value: object) -> object:
+        if isinstance(value, Limits):
+            return Limits(*map(move, value))
+        return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+
+    return RescaleRequest(*map(move, request))
 
 
 # --- random numbers
@@ -318,18 +385,14 @@ cases_of_any_kind = st.builds(
 @settings(deadline=None, max_examples=20, derandomize=True, phases=[Phase.generate])
 @given(
     cases=st.lists(cases_of_any_kind, min_size=1, max_size=4),
-    width=st.sampled_from([1, 7, 40, 129]),
+    width=st.sampled_from([2, 7, 40, 129]),
     entropy=st.integers(0, 2**32),
-    is_distinct=st.booleans(),
+    siblings_seed=st.sampled_from([None, 2**40 + 5]),
 )
-def test_draws_equal_the_host_s_for_any_batch(cases, width, entropy, is_distinct):
+def test_draws_equal_the_host_s_for_any_batch(cases, width, entropy, siblings_seed):
     generator = np.random.default_rng(entropy)
     logits = np.stack([row_of_kind(case.kind, width, generator) for case in cases])
-    # Some rows twice, others not at all.
-    rows = generator.integers(0, len(cases), len(cases)).tolist()
-    mask = masks(width, generator)
-    request = request_of(cases, rows, mask, generator, is_distinct=is_distinct)
-    assert_same_draws(logits, cases, request, at_least=0.0)
+    assert_same_draws(logits, cases, generator, at_least=0.0, siblings_seed=siblings_seed)
 
 
 @pytest.mark.parametrize("support", SUPPORTS, ids=str)
@@ -341,8 +404,7 @@ def test_draws_equal_the_host_s_under_each_support(support):
         for kind, temperature in zip(kinds, [-1.0, 0.5, -0.1, -math.inf] * 2, strict=True)
     ]
     logits = np.stack([row_of_kind(case.kind, 40, generator) for case in cases])
-    request = request_of(cases, range(len(cases)), masks(40, generator), generator)
-    assert_same_draws(logits, cases, request)
+    assert_same_draws(logits, cases, generator)
 
 
 @pytest.mark.parametrize("kind", ["flat", "ties", "huge"])
@@ -350,8 +412,7 @@ def test_draws_equal_the_host_s_at_each_temperature(kind):
     generator = np.random.default_rng(4)
     cases = [Case(kind, temperature, vocabulary=HALF) for temperature in TEMPERATURES]
     logits = np.stack([row_of_kind(kind, 40, generator) for _ in cases])
-    request = request_of(cases, range(len(cases)), masks(40, generator), generator)
-    assert_same_draws(logits, cases, request)
+    assert_same_draws(logits, cases, generator)
 
 
 @pytest.mark.parametrize("width", [2048, 2049, 6000])
@@ -365,92 +426,68 @@ def test_draws_equal_the_host_s_from_rows_of_several_tiles(width):
         Case("ties", 1.0),
     ]
     logits = np.stack([row_of_kind(case.kind, width, generator) for case in cases])
-    request = request_of(cases, range(len(cases)), masks(width, generator), generator)
-    ours = assert_same_draws(logits, cases, request, at_least=0.6)
+    ours = assert_same_draws(logits, cases, generator, at_least=0.6)
     # Candidates in more blocks than are in hand at a time.
-    assert ours.support_size_K.max() == width
+    assert max(ours.column(OutcomeNumber.SUPPORT_SIZE)[3:]) == width
 
 
 def test_siblings_take_every_candidate_once_and_begin_again():
     generator = np.random.default_rng(5)
-    logits = row_of_kind("flat", 40, generator)[None]
+    logits = torch.from_numpy(np.tile(row_of_kind("flat", 40, generator), (12, 1)))
     cases = [Case("flat", -1.0, Support(top_k=5), order=order) for order in range(12)]
-    request = request_of(cases, range(12), masks(40, generator), generator, is_distinct=True)
-    shared = torch.full((12,), 77)
-    request = request._replace(
-        row_K=torch.zeros_like(shared), seed_K=shared, position_K=shared, rule_K=shared
-    )
-    ours, theirs = draw_both(logits, request)
-    assert ours.token_id_K.tolist() == theirs.token_id_K.tolist()
-    assert len(set(ours.token_id_K[:5].tolist())) == 5
-    assert ours.token_id_K[5:10].tolist() == ours.token_id_K[:5].tolist()
+    ours, theirs = draw_both(logits, cases, masks(40, generator), generator, siblings_seed=77)
+    drawn = ours.column(OutcomeNumber.TOKEN_ID)
+    assert drawn == theirs.column(OutcomeNumber.TOKEN_ID)
+    assert len(set(drawn[:5])) == 5
+    assert drawn[5:10] == drawn[:5]
 
 
 def test_ties_in_the_score_go_to_the_lowest_id_and_siblings_take_them_in_order():
-    logits = np.zeros((1, 300), dtype=np.float32)
-    logits[0, [5, 140, 290]] = 2.0
+    logits = torch.zeros(5, 300)
+    logits[:, [5, 140, 290]] = 2.0
     generator = np.random.default_rng(6)
     cases = [Case("ties", 0.0, order=order) for order in range(5)]
-    request = request_of(cases, range(5), masks(300, generator), generator, is_distinct=True)
-    ours, theirs = draw_both(logits, request._replace(row_K=torch.zeros(5, dtype=torch.int64)))
-    assert ours.token_id_K.tolist() == theirs.token_id_K.tolist() == [5, 140, 290, 0, 1]
+    ours, theirs = draw_both(logits, cases, masks(300, generator), generator, siblings_seed=3)
+    expected = [5, 140, 290, 0, 1]
+    assert ours.column(OutcomeNumber.TOKEN_ID) == expected
+    assert theirs.column(OutcomeNumber.TOKEN_ID) == expected
 
 
 def test_zeros_of_either_sign_tie():
-    logits = np.full((2, 40), -1.0, dtype=np.float32)
-    logits[0, [7, 20]] = -0.0, 0.0
-    logits[1, [7, 20]] = 0.0, -0.0
+    logits = torch.full((2, 40), -1.0)
+    logits[0, 7], logits[0, 20] = -0.0, 0.0
+    logits[1, 7], logits[1, 20] = 0.0, -0.0
     generator = np.random.default_rng(12)
     cases = [Case("ties", 0.0), Case("ties", 0.0)]
-    request = request_of(cases, range(2), masks(40, generator), generator)
-    ours, theirs = draw_both(logits, request)
-    assert ours.token_id_K.tolist() == theirs.token_id_K.tolist() == [7, 7]
-    assert ours.displaced_id_K.tolist() == theirs.displaced_id_K.tolist() == [7, 7]
-    assert ours.rank_K.tolist() == theirs.rank_K.tolist() == [2, 2]
+    for drawn in draw_both(logits, cases, masks(40, generator), generator):
+        assert drawn.column(OutcomeNumber.TOKEN_ID) == [7, 7]
+        assert drawn.column(OutcomeNumber.DISPLACED_ID) == [7, 7]
+        assert drawn.column(OutcomeNumber.RANK) == [2, 2]
 
 
 def test_xtc_counts_tokens_below_the_other_limits_in_blocks_of_their_own():
-    logits = np.full((1, 300), -20.0, dtype=np.float32)
-    logits[0, [0, 10, 200]] = 0.0, -0.1, -2.0
+    logits = torch.full((1, 300), -20.0)
+    logits[0, 0], logits[0, 10], logits[0, 200] = 0.0, -0.1, -2.0
     generator = np.random.default_rng(11)
     cases = [Case("flat", -1.0, Support(min_p=0.5, xtc=0.05))]
-    request = request_of(cases, [0], masks(300, generator), generator)
-    ours, theirs = draw_both(logits, request)
-    # Token 200 is the least likely that xtc counts, and min_p drops all that is no likelier.
-    assert ours.support_size_K.tolist() == theirs.support_size_K.tolist() == [0]
+    for drawn in draw_both(logits, cases, masks(300, generator), generator):
+        # Token 200 is the least likely that xtc counts, and min_p drops all that is no likelier.
+        assert drawn.column(OutcomeNumber.IS_INJECTED) == [0]
 
 
 def test_a_guarded_row_has_no_candidate():
     generator = np.random.default_rng(7)
     cases = [Case("flat", -1.0, guard=ALL), Case("flat", -1.0)]
-    logits = np.stack([row_of_kind("flat", 40, generator)] * 2)
-    request = request_of(cases, range(2), masks(40, generator), generator)
-    assert draw_both(logits, request)[0].support_size_K.tolist() == [0, 40]
-
-
-def test_rows_that_lie_apart_are_read_where_they_are():
-    generator = np.random.default_rng(8)
-    cases = [Case("flat", -1.0, Support(min_p=0.1)), Case("peaked", -1.0, Support(min_p=1e-3))]
-    logits = np.stack([row_of_kind(case.kind, 40, generator) for case in cases])
-    request = request_of(cases, range(2), masks(40, generator), generator)
-    wide = torch.full((2, 64), 99.0, device=DEVICE)
-    wide[:, :40] = torch.from_numpy(logits)
-    apart = TritonBackend().draw(wide[:, :40], on_device(request))
-    ours, _ = draw_both(logits, request)
-    assert apart.token_id_K.tolist() == ours.token_id_K.tolist()
-    assert apart.support_size_K.tolist() == ours.support_size_K.tolist()
+    logits = torch.from_numpy(np.tile(row_of_kind("flat", 40, generator), (2, 1)))
+    for drawn in draw_both(logits, cases, masks(40, generator), generator):
+        assert drawn.column(OutcomeNumber.IS_INJECTED) == [0, 1]
+        assert drawn.column(OutcomeNumber.SUPPORT_SIZE)[1] == 40
 
 
 def test_no_rows_are_no_error():
     generator = np.random.default_rng(9)
-    none = torch.zeros(0, dtype=torch.int64)
-    request = request_of([], [], masks(40, generator), generator)
-    logits = torch.zeros(1, 40, device=DEVICE)
-    drawn = TritonBackend().draw(logits, on_device(request))
-    assert drawn.token_id_K.tolist() == []
-    nothing = none.to(DEVICE)
-    TritonBackend().write_one_hot(logits, nothing, nothing, nothing.bool())
-    assert (logits == 0).all()
+    for drawn in draw_both(torch.zeros(0, 40), [], masks(40, generator), generator):
+        assert drawn.number == []
 
 
 # --- writing
@@ -464,9 +501,11 @@ def test_injected_rows_become_one_hot_and_all_others_keep_their_bits(width):
     after = torch.from_numpy(logits.copy()).to(DEVICE)
     # Row 0 is named twice, but not injected; row 1 once as injected and once as not.
     rows = torch.tensor([0, 0, 1, 4, 1], device=DEVICE)
+    number_KC = torch.zeros(5, len(OutcomeNumber), dtype=torch.int64, device=DEVICE)
     tokens = torch.tensor([0, 1, width - 1, 3, 2], device=DEVICE)
-    is_injected = torch.tensor([False, False, True, True, False], device=DEVICE)
-    TritonBackend().write_one_hot(after, rows, tokens, is_injected)
+    number_KC[:, OutcomeNumber.TOKEN_ID] = tokens
+    number_KC[:, OutcomeNumber.IS_INJECTED] = torch.tensor([0, 0, 1, 1, 0], device=DEVICE)
+    write_rows(after, rows, number_KC)
     expected = logits.copy()
     expected[[1, 4]] = -np.inf
     expected[1, width - 1] = expected[4, 3] = 0.0

@@ -10,11 +10,26 @@ import pytest
 import torch
 
 from dense_base import rescaled, sorted_bounds
-from negtemp_data.sampling import host_backend
+from negtemp_data.sampling import host_backend, host_kernels
+from negtemp_data.sampling.columns import (
+    OutcomeNumber,
+    OutcomeValue,
+    RowNumber,
+    RuleNumber,
+    RuleValue,
+    StateNumber,
+)
 from negtemp_data.sampling.host_backend import HostBackend
 from negtemp_data.sampling.host_kernels import _exp
 from negtemp_data.sampling.rescale import RescaleRequest
+from negtemp_data.sampling.state import LONG_AGO
 from negtemp_data.sampling.supports import Limits, Uses
+from negtemp_data.sampling.text import FireCode
+
+PREFIXES = {RowNumber: "_", RuleNumber: "_", RuleValue: "_", StateNumber: "_"} | {
+    OutcomeNumber: "_OUT_",
+    OutcomeValue: "_OUT_",
+}
 
 # Around the 1,024 logits that are summed together, the 64 of a block, and a model's vocabulary.
 WIDTHS = [1, 63, 64, 65, 1023, 1025, 4099, 49_152]
@@ -179,3 +194,19 @@ def test_the_kernels_leave_the_caller_s_threads_alone():
 def test_logits_that_the_kernels_can_t_read_are_refused(logits):
     with pytest.raises(ValueError, match="float32, those of a row side by side"):
         HostBackend().stats(logits, torch.arange(3))
+
+
+@pytest.mark.parametrize("columns", PREFIXES)
+def test_the_kernels_look_for_columns_where_they_are(columns):
+    unused = {"BASE"} if columns is RowNumber else set()
+    for name, column in columns.__members__.items():
+        if name not in unused:
+            assert getattr(host_kernels, PREFIXES[columns] + name) == column
+
+
+def test_the_kernels_know_what_stands_for_itself_elsewhere():
+    assert host_kernels._LONG_AGO == LONG_AGO
+    assert (host_kernels._ALWAYS, host_kernels._BEFORE_SPACE) == (
+        FireCode.ALWAYS,
+        FireCode.BEFORE_SPACE,
+    )

@@ -34,7 +34,8 @@ from negtemp_data.sampling import (
 )
 from negtemp_data.sampling import sampler as sampler_module
 from negtemp_data.sampling.backend import backend_for
-from negtemp_data.sampling.draw import Draw
+from negtemp_data.sampling.columns import OutcomeNumber, OutcomeValue
+from negtemp_data.sampling.draw import Outcome
 from negtemp_data.sampling.host_backend import HostBackend
 from negtemp_data.sampling.stats import RowStats
 from sampling_cases import SUPPORTS, TOKENS, WIDTH
@@ -43,11 +44,14 @@ COMPARISON = Path(__file__).with_name("kernels_against_host.py")
 
 # Types of the arguments that are no float32 tensors.
 INT64 = {
-    "row_K", "vocabulary_K", "guard_K", "seed_K", "position_K", "rule_K", "order_K", "argmax_K",
-    "token_id_K", "support_size_K", "rank_K",
+    "row_K", "slot_K", "position_K", "last_token_K", "vocabulary_K", "argmax_K", "known_K",
+    "row_SC", "rule_SM", "tag_WS", "state_WSMC", "number_HC", "at_HA", "number_KC",
 }  # fmt: skip
-BOOL = {"mask_NV", "is_injected_K", "is_wanted_K", "is_changed_K"}
-NUMBERS = {"row_stride", "width", "mask_stride", "n_blocks"}
+BOOL = {"mask_NV", "is_wanted_K", "is_changed_K", "fires_KM", "begins_with_space_V"}
+OTHERS = {"value_HC": "*fp64", "next_XV": "*i32", "code_X": "*i8", "block_KB": "*i32"}
+NUMBERS = {
+    "row_stride", "width", "mask_stride", "n_blocks", "n_slots", "n_rules", "n_kept", "n_listed",
+}  # fmt: skip
 
 
 def run_comparison(**environment: str) -> None:
@@ -85,21 +89,25 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(is_full, tmp_path, monkeypat
     from negtemp_data.sampling import triton_kernels as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    optional = {"top_n_sigma_K", "deviation_K", "xtc_K", "floor_K", "order_K"}
+    optional = {"top_n_sigma_K", "deviation_K", "xtc_K", "floor_K", "last_token_K", "fires_KM"}
+    draw = {**triton_backend._DRAW, "PADDED": 1024}
     for kernel, options in (
         (kernels.scan_rows, triton_backend._SCAN),
-        (kernels.draw_from_rows, {**triton_backend._DRAW, "PADDED": 1024}),
-        (kernels.rescale_rows, {**triton_backend._DRAW, "PADDED": 1024}),
+        (kernels.settle_rows, {**triton_backend._SETTLE, "PADDED": 4}),
+        (kernels.draw_from_rows, {**draw, "HAS_XTC": is_full}),
+        (kernels.rescale_rows, draw),
         (kernels.write_one_hot, triton_backend._WRITE),
     ):
         signature, constants = {}, {}
         for place, name in enumerate(kernel.arg_names):
-            if name in options or (name in optional and not is_full):
+            # Where no rule reads the logits, settling does not either.
+            is_optional = name in optional or (name, kernel) == ("argmax_K", kernels.settle_rows)
+            if name in options or (is_optional and not is_full):
                 signature[name], constants[place,] = "constexpr", options.get(name)
             elif name in NUMBERS:
                 signature[name] = "i32"
             else:
-                kinds = [("*i64", INT64), ("*i1", BOOL), ("*i32", {"block_KB"})]
+                kinds = [("*i64", INT64), ("*i1", BOOL), (OTHERS.get(name), OTHERS)]
                 found = [kind for kind, names in kinds if name in names]
                 signature[name] = found[0] if found else "*fp32"
         compiled = compile(
@@ -117,25 +125,26 @@ META = torch.device("meta")
 class ShapesBackend:
     """What kernels would fill, unfilled; torch's operations around them are done."""
 
-    is_dense = True
+    def inject(self, logits_RV, rows, states, rules, mask_NV):
+        from negtemp_data.sampling import triton_backend
+
+        stats = self.stats(logits_RV, rows.row_K)
+        limits = rules.value_GC[:, 0][rows.row_K], rules.number_GC[:, 0][rows.row_K]
+        triton_backend._sorted_bound(logits_RV, rows.row_K, stats, *limits, rules.uses)
+        n_rows = len(rows.row_K)
+        numbers = rows.row_K.new_empty(n_rows, len(OutcomeNumber))
+        return Outcome(numbers, logits_RV.new_empty(n_rows, len(OutcomeValue)), None)
 
     def stats(self, logits_RV, row_K, *, has_deviation=False):
         column = logits_RV.new_empty(len(row_K))
         return RowStats(column, torch.empty_like(row_K), *(column,) * 5)
 
-    def draw(self, logits_RV, request):
-        number, column = torch.empty_like(request.row_K), logits_RV.new_empty(len(request.row_K))
-        return Draw(number, number, number, column, number, column)
-
     def rescale(self, logits_RV, stats, request):
         from negtemp_data.sampling import triton_backend
 
         rows, limits, uses = request.row_B, request.limits, request.uses
-        triton_backend._sorted_bound(logits_RV, rows, stats, limits, uses)
+        triton_backend._sorted_bound(logits_RV, rows, stats, limits.top_p_K, limits.top_k_K, uses)
         triton_backend._truncate(logits_RV, request, request.is_wanted_B)
-
-    def write_one_hot(self, logits_RV, row_K, token_K, is_injected_K):
-        pass
 
 
 class BlockingCopies(TorchDispatchMode):
