@@ -97,6 +97,8 @@ def _show(report: Any, folder: Path, is_drawn: bool) -> None:
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
+    from negtemp_data.lab.measures import LEAST_RECALL  # noqa: PLC0415
+
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False)
     table.add_column("against clean", no_wrap=True)
@@ -138,7 +140,10 @@ def _show(report: Any, folder: Path, is_drawn: bool) -> None:
     if report.mean_mass_outside is not None:
         lines.append(f"probability outside the scale: {report.mean_mass_outside:.0%} in the mean")
     if report.threshold is None:
-        lines.append(f"no score gives a precision of {report.wanted_precision:.0%}")
+        lines.append(
+            f"no accept_at gives a precision of {report.wanted_precision:.0%} and still accepts "
+            f"{LEAST_RECALL:.0%} of the clean"
+        )
     else:
         lines.append(
             f"accept_at: {report.threshold.accept_at:.2f} gives a precision of "

@@ -146,11 +146,16 @@ def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
     return float(spearmanr(left, right).statistic)
 
 
+LEAST_RECALL = 0.1
+"""Share of the good samples that a suggested threshold has to accept."""
+
+
 def suggest_threshold(good: Scores, bad: Scores, precision: float) -> Threshold | None:
     """The lowest score from which on accepted samples have the wanted precision.
 
     Good and bad samples weigh alike, so that the precision is that of a half-good pool. Chosen on
-    every other prompt, measured on the rest; None where no score reaches it.
+    every other prompt, measured on the rest; None where no score reaches it and still accepts
+    `LEAST_RECALL` of the good: the best few say nothing of the next prompts.
 
     Args:
         good: Scores of the good samples.
@@ -160,7 +165,7 @@ def suggest_threshold(good: Scores, bad: Scores, precision: float) -> Threshold 
     candidates = np.unique(good[::2])
     recalls = (good[::2] >= candidates[:, None]).mean(axis=1)
     false_rates = (bad[::2] >= candidates[:, None]).mean(axis=1)
-    enough = recalls / (recalls + false_rates) >= precision
+    enough = (recalls / (recalls + false_rates) >= precision) & (recalls >= LEAST_RECALL)
     if not enough.any():
         return None
     accept_at = float(candidates[enough][0])

@@ -75,6 +75,16 @@ def test_the_threshold_reaches_the_precision_on_prompts_that_it_was_not_chosen_o
     assert suggest_threshold(bad[:2000] - 3, good, 0.9) is None
 
 
+def test_no_threshold_is_suggested_that_a_few_good_samples_alone_reach() -> None:
+    # The best 5 of 100 good samples lie above all bad ones, the others among them.
+    bad = np.random.default_rng(4).normal(0, 1, 800)
+    good = np.concatenate([np.full(10, 9.0), np.random.default_rng(5).normal(0, 1, 190)])
+    assert suggest_threshold(good, bad, 0.9) is None
+    good[:60] = 9.0
+    found = suggest_threshold(good, bad, 0.9)
+    assert found is not None and found.recall == pytest.approx(0.3, abs=0.05)
+
+
 TEXT = "The sea is wide. It is deep, too!\nFish live there. Who knows how many?"
 
 
