@@ -168,7 +168,8 @@ class ScheduleSampler:
         any_reads, any_base = reads.any(), has_base.any()
         looked_at = []
         if hits or any_reads:
-            chosen = np.union1d(np.flatnonzero(reads), np.fromiter(hits, dtype=np.int64))
+            opened = np.fromiter(hits, dtype=np.int64)
+            chosen = np.union1d(np.flatnonzero(reads), opened)
             fires = self._fires(chosen, hits)
             row_K, slot_K, position_K, fires_KM = self._upload(
                 rows[chosen], slots[chosen], positions[chosen], fires
@@ -181,8 +182,8 @@ class ScheduleSampler:
             outcome = self._inject(logits_RV, step_rows, slots[chosen])
             looked_at.append((row_K, outcome))
             if outcome.is_waiting_K is not None:
-                waits = dict(zip(chosen.tolist(), outcome.is_waiting_K.tolist(), strict=True))
-                self._timetable.close_windows(int(slots[i]) for i in hits if not waits[i])
+                is_waiting = outcome.is_waiting_K.numpy()[np.searchsorted(chosen, opened)]
+                self._timetable.close_windows(slots[opened[~is_waiting]].tolist())
         if any_base:
             row_B, base_B, position_B = self._upload(
                 rows[has_base], self._base_S[slots[has_base]], positions[has_base]
@@ -237,7 +238,7 @@ class ScheduleSampler:
             self._transform(logits_RV, index_R, base_R, position_R, looked_at)
 
     def _inject(self, logits_RV: Tensor, rows: StepRows, slots: Integers) -> Outcome:
-        """Looks at rows, whose slots the host knows, too, or knows more of."""
+        """Looks at rows; `slots`, on the host, holds theirs and perhaps more."""
         outcome = self._backend.inject(
             logits_RV, rows, self._states, self._rules, self._masks.mask_NV
         )

@@ -115,6 +115,9 @@ _OUT_TEMPERATURE = tl.constexpr(int(OutcomeValue.TEMPERATURE))
 _OUT_LOGPROB = tl.constexpr(int(OutcomeValue.LOGPROB))
 _OUT_ENTROPY = tl.constexpr(int(OutcomeValue.ENTROPY))
 
+_GROWING = ["n_slots", "n_rules", "n_listed"]
+"""Numbers that grow while requests come in: a kernel must not be compiled anew for some of them."""
+
 
 @triton.jit
 def scan_rows(
@@ -300,7 +303,7 @@ def _deviation(pivot_G, count_GL, sum_GL, square_GL):
     return tl.sqrt(squares / count).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_GROWING)
 def settle_rows(
     slot_K,
     position_K,
@@ -526,7 +529,7 @@ def _fires_by_position(seed, position, rule_M, number_MC, start_M, at_MA, n_list
     return hits_M
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_GROWING)
 def draw_from_rows(
     logits_RV,
     row_stride,
