@@ -335,9 +335,9 @@ def settle_rows(
 
     Arguments are named after fields of `StepRows`, `RowStates`, `RuleTable`, `TextAutomata`,
     `RowStats` and `Outcome`. `known_K`, int64, is the registered rule that is due, 0 where none
-    is. `last_token_K` is None where no rule reads text, `fires_KM` where it is to be worked out;
-    `argmax_K` and all of `RowStats` where no rule waits for something in the logits. PADDED is a
-    power of two, at least M. One warp a program: threads of others would see the states change.
+    is. `last_token_K` is None where no rule reads text, `fires_KM` where it is to be worked out,
+    `argmax_K` where no rule waits for something in the logits. PADDED is a power of two, at least
+    M. One warp a program: threads of others would see the states change.
     """
     k = tl.program_id(0)
     slot = tl.load(slot_K + k)
