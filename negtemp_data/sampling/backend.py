@@ -1,6 +1,6 @@
 """The heavy part of a step, on the host or on a GPU, behind one interface.
 
-Shapes: R batch rows, K rows, N vocabulary masks, V vocabulary.
+Shapes: R batch rows, K rows, V vocabulary.
 """
 
 from typing import Protocol
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from negtemp_data.sampling.draw import Outcome, StepRows
 from negtemp_data.sampling.rescale import RescaleRequest
-from negtemp_data.sampling.rules import RuleTable
 from negtemp_data.sampling.state import RowStates
 from negtemp_data.sampling.stats import RowStats
 
@@ -18,14 +17,7 @@ from negtemp_data.sampling.stats import RowStats
 class Backend(Protocol):
     """What reads and writes whole rows of logits: float32, those of a row side by side."""
 
-    def inject(
-        self,
-        logits_RV: Tensor,
-        rows: StepRows,
-        states: RowStates,
-        rules: RuleTable,
-        mask_NV: Tensor,
-    ) -> Outcome:
+    def inject(self, logits_RV: Tensor, rows: StepRows, states: RowStates) -> Outcome:
         """Does what the rules of some rows ask for, in place, and moves their states on."""
 
     def stats(self, logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool = False) -> RowStats:

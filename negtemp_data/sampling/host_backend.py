@@ -14,7 +14,6 @@ from negtemp_data.sampling import host_kernels as kernels
 from negtemp_data.sampling.columns import OutcomeNumber, OutcomeValue
 from negtemp_data.sampling.draw import Outcome, StepRows
 from negtemp_data.sampling.rescale import RescaleRequest
-from negtemp_data.sampling.rules import RuleTable
 from negtemp_data.sampling.state import RowStates
 from negtemp_data.sampling.stats import RowStats
 from negtemp_data.sampling.supports import Bounds, Limits, Uses, bounds
@@ -31,16 +30,9 @@ class _Flat(NamedTuple):
 class HostBackend:
     """Compiled loops of our own, on the CPU."""
 
-    def inject(
-        self,
-        logits_RV: Tensor,
-        rows: StepRows,
-        states: RowStates,
-        rules: RuleTable,
-        mask_NV: Tensor,
-    ) -> Outcome:
+    def inject(self, logits_RV: Tensor, rows: StepRows, states: RowStates) -> Outcome:
         """See `Backend`."""
-        flat = _flat(logits_RV)
+        flat, rules = _flat(logits_RV), states.rules
         n_rows = len(rows.row_K)
         kernels.use_threads(n_rows * flat.width)
         number_KC = torch.empty(n_rows, len(OutcomeNumber), dtype=torch.int64)
@@ -63,7 +55,7 @@ class HostBackend:
             rules.automata.next_XV,
             rules.automata.code_X,
             rules.automata.begins_with_space_V,
-            mask_NV,
+            rules.masks.mask_NV,
             number_KC,
             value_KC,
             is_waiting_K,

@@ -69,7 +69,7 @@ class RuleTable:
     ) -> None:
         """Starts with the rule that never fires, for logits of width `vocab_size` on `device`."""
         self._device = device
-        self._masks = masks
+        self.masks = masks
         self._index: dict[Rule, int] = {}
         self._entries: list[_Entry] = []
         self.automata = TextAutomata(tokens, vocab_size, device)
@@ -85,8 +85,8 @@ class RuleTable:
             trigger = rule.trigger
             entry = _Entry(
                 rule,
-                allowed=self._masks.register(rule.vocabulary),
-                guard=self._masks.register_classes(rule.guard),
+                allowed=self.masks.register(rule.vocabulary),
+                guard=self.masks.register_classes(rule.guard),
                 text_state=(
                     self.automata.register(trigger) if isinstance(trigger, TextTrigger) else -1
                 ),

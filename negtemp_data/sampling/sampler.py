@@ -58,10 +58,9 @@ class ScheduleSampler:
         self._device = device
         self._backend: Backend = backend_for(device)
         self._tables = ScheduleTables(tokens, vocab_size, device)
-        self._masks, self._rules = self._tables.masks, self._tables.rules
         self._bases = self._tables.bases
         self._rows_per_request = rows_per_request
-        self._states = RowStates(self._rules, device, rows_per_request + 1)
+        self._states = RowStates(self._tables.rules, device, rows_per_request + 1)
         self._timetable = Timetable()
         self._slots: dict[str, int] = {}
         self._free: list[int] = []
@@ -239,9 +238,7 @@ class ScheduleSampler:
 
     def _inject(self, logits_RV: Tensor, rows: StepRows, slots: Integers) -> Outcome:
         """Looks at rows; `slots`, on the host, holds theirs and perhaps more."""
-        outcome = self._backend.inject(
-            logits_RV, rows, self._states, self._rules, self._masks.mask_NV
-        )
+        outcome = self._backend.inject(logits_RV, rows, self._states)
         if self._is_traced_S[slots].any():
             numbers, values = outcome.number_KC, outcome.value_KC
             if outcome.is_waiting_K is None:

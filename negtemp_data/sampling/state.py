@@ -30,7 +30,7 @@ class RowStates:
             device: Where the states live.
             n_kept: Most rows that a request has in a step, and one more.
         """
-        self._rules = rules
+        self.rules = rules
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.int64, device=device)
@@ -70,7 +70,7 @@ class RowStates:
         state_MC = torch.zeros(self.rule_SM.shape[1], len(StateNumber), dtype=torch.int64)
         state_MC[:, StateNumber.LAST] = LONG_AGO
         self.state_WSMC[:, slot] = state_MC.to(self.state_WSMC.device)
-        start_G = self._rules.number_GC[:, RuleNumber.TEXT_STATE]
+        start_G = self.rules.number_GC[:, RuleNumber.TEXT_STATE]
         self.state_WSMC[:, slot, :, StateNumber.TEXT] = start_G[self.rule_SM[slot]]
 
     def deferred(self) -> list[int]:

@@ -16,7 +16,6 @@ from negtemp_data.sampling import triton_kernels as kernels
 from negtemp_data.sampling.columns import OutcomeNumber, OutcomeValue, RuleNumber, RuleValue
 from negtemp_data.sampling.draw import Outcome, StepRows
 from negtemp_data.sampling.rescale import RescaleRequest
-from negtemp_data.sampling.rules import RuleTable
 from negtemp_data.sampling.state import RowStates
 from negtemp_data.sampling.stats import RowStats
 from negtemp_data.sampling.supports import Uses, top_k_bound, top_p_bound
@@ -34,16 +33,10 @@ _SORTED_ROWS = 64
 class TritonBackend:
     """Kernels of our own, on a GPU."""
 
-    def inject(
-        self,
-        logits_RV: Tensor,
-        rows: StepRows,
-        states: RowStates,
-        rules: RuleTable,
-        mask_NV: Tensor,
-    ) -> Outcome:
+    def inject(self, logits_RV: Tensor, rows: StepRows, states: RowStates) -> Outcome:
         """See `Backend`."""
-        row_K, uses, automata = rows.row_K, rules.uses, rules.automata
+        rules, row_K, mask_NV = states.rules, rows.row_K, states.rules.masks.mask_NV
+        uses, automata = rules.uses, rules.automata
         n_rows, n_rules = len(row_K), states.rule_SM.shape[1]
         stats = _scan(logits_RV, row_K, has_deviation=uses.top_n_sigma)
         known_K = torch.empty_like(row_K)

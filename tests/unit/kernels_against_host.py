@@ -167,8 +167,7 @@ def draw_both(
     drawn = []
     for backend, device in ((TritonBackend(), DEVICE), (HostBackend(), torch.device("cpu"))):
         tokens, width = tokens_of(mask), mask.shape[1]
-        mask_table = MaskTable(tokens, width, device)
-        rules = RuleTable(tokens, width, device, mask_table)
+        rules = RuleTable(tokens, width, device, MaskTable(tokens, width, device))
         states = RowStates(rules, device, 2)
         never = rules.register(Rule(PositionTrigger((2**21,)), 1.0))
         for slot, row in enumerate(rows, 1):
@@ -198,7 +197,7 @@ def draw_both(
             fires_KM=None,
             reads_logits=False,
         )
-        outcome = backend.inject(z_RV, step_rows, states, rules, mask_table.mask_NV)
+        outcome = backend.inject(z_RV, step_rows, states)
         assert (z_RV[n_rows] == 99).all()
         order = np.argsort(rows)
         numbers, values = outcome.number_KC[order].tolist(), outcome.value_KC[order].tolist()

@@ -125,10 +125,11 @@ META = torch.device("meta")
 class ShapesBackend:
     """What kernels would fill, unfilled; torch's operations around them are done."""
 
-    def inject(self, logits_RV, rows, states, rules, mask_NV):
+    def inject(self, logits_RV, rows, states):
         from negtemp_data.sampling import triton_backend
 
         stats = self.stats(logits_RV, rows.row_K)
+        rules = states.rules
         limits = rules.value_GC[:, 0][rows.row_K], rules.number_GC[:, 0][rows.row_K]
         triton_backend._sorted_bound(logits_RV, rows.row_K, stats, *limits, rules.uses)
         n_rows = len(rows.row_K)
