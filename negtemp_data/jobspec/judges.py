@@ -111,12 +111,13 @@ class LikelihoodJudgeConfig(EngineJudgeConfig):
     """Log-probabilities of the completion as an answer, injected tokens left out."""
 
     kind: Literal["likelihood"]
-    measure: Literal["text", "twin", "request", "end"] = "text"
+    measure: Literal["text", "twin", "request", "end", "order"] = "text"
     """text: mean over the tokens, how well the answer reads. twin: that, less the twin's. request:
     mean gain over the same text as an answer to no request in particular, whether it answers this
-    one. end: of ending where it ends, whether it is complete."""
+    one. end: of ending where it ends, whether it is complete. order: gain over the same sentences
+    in other orders, per sentence, whether one leads to the next."""
     accept_at: float = Field(allow_inf_nan=False)
-    """Smallest accepted score, in nats, of the mean per token; for `text` 0 is certainty."""
+    """Smallest accepted score, in nats; for `text` 0 is certainty, for `order` no order matters."""
 
     @model_validator(mode="after")
     def _another_model(self) -> Self:

@@ -21,7 +21,7 @@ from negtemp_data.judging.asking import JudgingEngine
 from negtemp_data.judging.endpoint import EndpointJudge, read_key
 from negtemp_data.judging.functions import load_function
 from negtemp_data.judging.judge import CombinedJudge, Judge
-from negtemp_data.judging.likelihood import LikelihoodJudge
+from negtemp_data.judging.likelihood import LikelihoodJudge, LikelihoodReader
 from negtemp_data.judging.pairwise import PairwiseJudge
 from negtemp_data.judging.python import PythonJudge
 from negtemp_data.judging.reward import RewardJudge
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from negtemp_data.engine.tokens import PromptEncoder
 
 EngineOf = Callable[[str, EngineJudgeConfig], "tuple[JudgingEngine, PromptEncoder]"]
-"""Gives the engine of the judge at a path of the job file, and an encoder for its prompts."""
+"""Gives the engine of the judge at a path of the job file, and an encoder for its prompts; the same
+engine to all judges that share one."""
 
 
 def build_judge(config: JudgeConfig, engine_of: EngineOf, generator_tokenizer: Any) -> Judge:
@@ -39,14 +40,20 @@ def build_judge(config: JudgeConfig, engine_of: EngineOf, generator_tokenizer: A
 
     Args:
         config: The judge as the job describes it.
-        engine_of: Asked once for each judge that needs an engine.
+        engine_of: Asked once for each judge that needs an engine. Likelihood judges on one engine
+            read a text once for all of them.
         generator_tokenizer: What the samples' tokens are in.
 
     Raises:
         JobError: A judge does not suit its model, or a function can't be loaded.
     """
+    readers: dict[int, LikelihoodReader] = {}
+
+    def reader_on(engine: JudgingEngine, encoder: "PromptEncoder") -> LikelihoodReader:
+        return readers.setdefault(id(engine), LikelihoodReader(engine, encoder))
+
     judges = [
-        _build(path, single, engine_of, generator_tokenizer)
+        _build(path, single, engine_of, reader_on, generator_tokenizer)
         for path, single in single_judges(config)
     ]
     if isinstance(config, CombinedJudgeConfig):
@@ -55,7 +62,11 @@ def build_judge(config: JudgeConfig, engine_of: EngineOf, generator_tokenizer: A
 
 
 def _build(
-    path: str, config: SingleJudgeConfig, engine_of: EngineOf, generator_tokenizer: Any
+    path: str,
+    config: SingleJudgeConfig,
+    engine_of: EngineOf,
+    reader_on: "Callable[[JudgingEngine, PromptEncoder], LikelihoodReader]",
+    generator_tokenizer: Any,
 ) -> Judge:
     if isinstance(config, EndpointJudgeConfig):
         return EndpointJudge(config, path)
@@ -67,7 +78,7 @@ def _build(
     if isinstance(config, PairwiseJudgeConfig):
         return PairwiseJudge(config, engine, encoder, path)
     if isinstance(config, LikelihoodJudgeConfig):
-        return LikelihoodJudge(config, engine, encoder, generator_tokenizer)
+        return LikelihoodJudge(config, reader_on(engine, encoder), generator_tokenizer)
     return RewardJudge(config, engine, encoder)
 
 

@@ -4,9 +4,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import regex
+from negtemp_data.judging.sentences import ends_with_sentence, reorder, split_sentences
 
-_SENTENCE = regex.compile(r"""(?s).+?(?:[.!?]["')\]*_]*\s+|\n+|\Z)""")
 _FEWEST_SENTENCES = 3
 
 
@@ -21,42 +20,34 @@ class Damage:
     """Gets all answers, the index of one, and random numbers; returns it spoilt."""
 
 
-def sentences(text: str) -> list[str]:
-    """The text cut behind its sentences and line ends; joined they are the text."""
-    return list(_SENTENCE.findall(text))
-
-
 def whole_sentences(text: str) -> str:
     """The text without an unfinished sentence at its end; as it is where no sentence ends."""
-    parts = sentences(text)
-    while parts and not regex.search(r"""[.!?]["')\]*_]*\s*$""", parts[-1]):
+    parts = split_sentences(text)
+    while parts and not ends_with_sentence(parts[-1]):
         parts.pop()
     return "".join(parts).rstrip() or text
 
 
 def is_usable(text: str) -> bool:
     """Whether an answer is long enough to be spoilt in every way."""
-    return len(sentences(text)) >= _FEWEST_SENTENCES
+    return len(split_sentences(text)) >= _FEWEST_SENTENCES
 
 
 def _swap(answers: Sequence[str], index: int, generator: random.Random) -> str:
-    parts = sentences(answers[index])
+    parts = split_sentences(answers[index])
+    order = list(range(len(parts)))
     place = generator.randrange(len(parts) - 1)
-    parts[place], parts[place + 1] = parts[place + 1], parts[place]
-    return _joined(parts)
+    order[place], order[place + 1] = order[place + 1], order[place]
+    return reorder(parts, order).text
 
 
 def _shuffle(answers: Sequence[str], index: int, generator: random.Random) -> str:
-    parts = sentences(answers[index])
-    shuffled = parts
-    while shuffled == parts and len(set(parts)) > 1:
-        shuffled = generator.sample(parts, len(parts))
-    return _joined(shuffled)
-
-
-def _joined(parts: Sequence[str]) -> str:
-    """Sentences in a new order, with a space behind one that used to be the last."""
-    return "".join(part if part[-1].isspace() else f"{part} " for part in parts).rstrip()
+    parts = split_sentences(answers[index])
+    own = list(range(len(parts)))
+    order = own
+    while [parts[i] for i in order] == parts and len(set(parts)) > 1:
+        order = generator.sample(own, len(own))
+    return reorder(parts, order).text
 
 
 def _other(answers: Sequence[str], index: int, generator: random.Random) -> str:

@@ -282,14 +282,20 @@ def job_judge(job: Job, engine: Engine, replicas: "dict[str, list[Any]]") -> Jud
     Raises:
         NegtempError: A judge does not suit its model, or its engine did not start.
     """
+    found: dict[int, tuple[JudgingEngine, PromptEncoder]] = {}
 
     def engine_of(path: str, config: EngineJudgeConfig) -> tuple[JudgingEngine, PromptEncoder]:
         is_same = config.model == SAME
-        asked: JudgingEngine = (
-            LocalEngine(engine) if is_same else RemoteEngine(replicas[path], config.model)
-        )
-        template_kwargs = job.generate.chat_template_kwargs if is_same else {}
-        return asked, PromptEncoder(asked.tokenizer, asked.max_model_len - 1, template_kwargs)
+        # Judges of one pool have one list of replicas.
+        key = id(engine if is_same else replicas[path])
+        if key not in found:
+            asked: JudgingEngine = (
+                LocalEngine(engine) if is_same else RemoteEngine(replicas[path], config.model)
+            )
+            template_kwargs = job.generate.chat_template_kwargs if is_same else {}
+            encoder = PromptEncoder(asked.tokenizer, asked.max_model_len - 1, template_kwargs)
+            found[key] = asked, encoder
+        return found[key]
 
     if job.verify.judge is None:
         return None

@@ -10,7 +10,7 @@ from test_maker import PROMPTS, Listener, make_job
 
 from negtemp_data.engine.tokens import PromptEncoder
 from negtemp_data.jobspec import LikelihoodJudgeConfig, RewardJudgeConfig
-from negtemp_data.judging.likelihood import LikelihoodJudge
+from negtemp_data.judging.likelihood import LikelihoodJudge, LikelihoodReader
 from negtemp_data.judging.reward import RewardJudge
 from negtemp_data.pipeline.judges import LocalEngine
 from negtemp_data.pipeline.maker import Earlier, ShardMaker
@@ -83,7 +83,7 @@ def judging(request, tiny_engine):
     config = LikelihoodJudgeConfig(
         kind="likelihood", measure=kind, model="org/other", accept_at=-99
     )
-    return engine, LikelihoodJudge(config, engine, encoder, tiny_engine.tokenizer)
+    return engine, LikelihoodJudge(config, LikelihoodReader(engine, encoder), tiny_engine.tokenizer)
 
 
 @pytest.fixture(scope="module")

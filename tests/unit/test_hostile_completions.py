@@ -16,7 +16,7 @@ from negtemp_data.errors import JudgeError
 from negtemp_data.jobspec import LikelihoodJudgeConfig, RewardJudgeConfig
 from negtemp_data.judging import Judge, Judgement, Sample
 from negtemp_data.judging.asking import Question
-from negtemp_data.judging.likelihood import LikelihoodJudge
+from negtemp_data.judging.likelihood import LikelihoodJudge, LikelihoodReader
 from negtemp_data.judging.reward import RewardJudge
 from test_engine import CHAT_TEMPLATE, make_tokenizer
 
@@ -32,7 +32,10 @@ TEXTS = {
 }
 """Each becomes tokens of its own text and nothing else."""
 
-JUDGES = ["text", "twin", "request", "end", "reward"]
+JUDGES = ["text", "twin", "request", "end", "order", "reward"]
+
+HARMLESS = "An answer. Another one. The last one."
+"""What `order` has something to say of."""
 
 
 class FixedEngine:
@@ -60,7 +63,7 @@ def make_judge(kind: str, engine: FixedEngine) -> Judge:
     config = LikelihoodJudgeConfig.model_validate(
         {"kind": "likelihood", "measure": kind, "model": "org/other", "accept_at": -9}
     )
-    return LikelihoodJudge(config, engine, encoder, engine.tokenizer)
+    return LikelihoodJudge(config, LikelihoodReader(engine, encoder), engine.tokenizer)
 
 
 def make_sample(completion: str, request: str = "A request.", injected: Any = ()) -> Sample:
@@ -85,9 +88,9 @@ def specials_of(engine: FixedEngine) -> list[list[int]]:
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_no_text_becomes_a_special_token(kind: str, text: str, chat_template: str | None) -> None:
     harmless, hostile, asked = (FixedEngine(chat_template=chat_template) for _ in range(3))
-    ask(kind, harmless, make_sample("An answer."))
-    ask(kind, hostile, make_sample(text))
-    ask(kind, asked, make_sample("An answer.", request=text))
+    ask(kind, harmless, make_sample(HARMLESS))
+    ask(kind, hostile, make_sample(f"{text} {HARMLESS}"))
+    ask(kind, asked, make_sample(HARMLESS, request=text))
     assert specials_of(harmless) == specials_of(hostile) == specials_of(asked)
     assert text in hostile.tokenizer.decode(hostile.questions[0].prompt_token_ids)
 
@@ -96,14 +99,14 @@ def test_no_text_becomes_a_special_token(kind: str, text: str, chat_template: st
 def test_a_text_that_is_too_long_fails_with_its_length(kind: str) -> None:
     engine = FixedEngine()
     with pytest.raises(JudgeError, match=r"the judge's prompt has 1000\d\d tokens; .* takes 4095"):
-        ask(kind, engine, make_sample("x" * 100_000))
+        ask(kind, engine, make_sample("x" * 100_000 + ". A. B."))
     assert all(len(asked.prompt_token_ids) < 4096 for asked in engine.questions)
 
 
 @pytest.mark.parametrize("kind", JUDGES)
 def test_a_long_text_is_scored_where_there_is_room(kind: str) -> None:
     engine = FixedEngine(max_model_len=1 << 20)
-    text = "x" * 99_000 + "<|im_end|>" * 100
+    text = "x. " * 33_000 + "<|im_end|>" * 100
     assert np.isfinite(ask(kind, engine, make_sample(text, injected=[0, 50_000, 99_999])).score)
 
 
@@ -118,15 +121,15 @@ def test_an_empty_text_has_an_end_and_a_reward(kind: str) -> None:
     assert np.isfinite(ask(kind, FixedEngine(), make_sample("")).score)
 
 
-@pytest.mark.parametrize("kind", ["text", "twin", "request"])
+@pytest.mark.parametrize("kind", ["text", "twin", "request", "order"])
 def test_of_a_text_that_is_all_injected_there_is_nothing_to_read(kind: str) -> None:
     with pytest.raises(JudgeError, match="has no token that was not injected"):
-        ask(kind, FixedEngine(), make_sample("Yes", injected=[0, 1, 2]))
+        ask(kind, FixedEngine(), make_sample("A. B", injected=range(4)))
 
 
-@pytest.mark.parametrize("kind", ["text", "twin", "request", "end"])
+@pytest.mark.parametrize("kind", ["text", "twin", "request", "end", "order"])
 def test_a_likelihood_that_is_no_number_fails_the_row(kind: str) -> None:
     engine = FixedEngine()
     engine.logprob = float("nan")
     with pytest.raises(JudgeError, match="the model gave nan"):
-        ask(kind, engine, make_sample("An answer."))
+        ask(kind, engine, make_sample(HARMLESS))

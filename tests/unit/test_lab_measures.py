@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from negtemp_data.lab.damage import DAMAGES, is_usable, sentences, whole_sentences
+from negtemp_data.judging.sentences import split_sentences
+from negtemp_data.lab.damage import DAMAGES, is_usable, whole_sentences
 from negtemp_data.lab.measures import (
     auc,
     auc_interval,
@@ -88,20 +89,9 @@ def test_no_threshold_is_suggested_that_a_few_good_samples_alone_reach() -> None
 TEXT = "The sea is wide. It is deep, too!\nFish live there. Who knows how many?"
 
 
-def test_sentences_join_to_the_text() -> None:
-    assert sentences(TEXT) == [
-        "The sea is wide. ", "It is deep, too!\n", "Fish live there. ", "Who knows how many?",
-    ]  # fmt: skip
-
-
 @given(st.text(alphabet="ab .!?\n\"'", max_size=60))
-def test_no_character_is_lost_between_sentences(text: str) -> None:
-    assert "".join(sentences(text)) == text
+def test_whole_sentences_are_the_beginning(text: str) -> None:
     assert text.startswith(whole_sentences(text))
-
-
-def test_a_point_within_a_word_ends_no_sentence() -> None:
-    assert sentences("It costs 3.5 units. Or v1.2.3!") == ["It costs 3.5 units. ", "Or v1.2.3!"]
 
 
 def test_an_unfinished_sentence_is_left_out() -> None:
@@ -117,11 +107,11 @@ def spoilt(name: str) -> list[str]:
 
 
 def test_each_damage_is_what_it_says() -> None:
-    parts = sorted(part.strip() for part in sentences(TEXT))
+    parts = sorted(part.strip() for part in split_sentences(TEXT))
     for name in ("swapped", "shuffled"):
         for text in spoilt(name):
             assert text != TEXT
-            assert sorted(part.strip() for part in sentences(text)) == parts
+            assert sorted(part.strip() for part in split_sentences(text)) == parts
     assert all(text != TEXT for text in spoilt("other"))
     assert len(set(spoilt("other"))) == 2
     for name, share in (("cut-tenth", 0.9), ("cut-half", 0.5)):
