@@ -12,13 +12,16 @@ import torch
 import triton
 from torch import Tensor
 
-from negtemp_data.sampling import triton_kernels as kernels
 from negtemp_data.sampling.columns import OutcomeNumber, OutcomeValue, RuleNumber, RuleValue
 from negtemp_data.sampling.draw import Outcome, StepRows
 from negtemp_data.sampling.rescale import RescaleRequest
 from negtemp_data.sampling.state import RowStates
 from negtemp_data.sampling.stats import RowStats
 from negtemp_data.sampling.supports import Uses, top_k_bound, top_p_bound
+from negtemp_data.sampling.triton_draw import draw_from_rows, write_one_hot
+from negtemp_data.sampling.triton_rescale import rescale_rows
+from negtemp_data.sampling.triton_scan import LANES, scan_rows
+from negtemp_data.sampling.triton_settle import settle_rows
 
 # Statistics need not round as on the host; scores and bounds should, so that ties fall alike.
 _SCAN = {"BLOCKS": 16, "STAGES": 4, "num_warps": 8, "enable_fp_fusion": True}
@@ -54,7 +57,7 @@ class TritonBackend:
             "known_K": known_K,
             "number_KC": number_KC,
         }
-        kernels.settle_rows[(n_rows,)](
+        settle_rows[(n_rows,)](
             **tables,
             slot_K=rows.slot_K,
             position_K=rows.position_K,
@@ -79,7 +82,7 @@ class TritonBackend:
             top_k_K = rules.number_GC[:, RuleNumber.TOP_K][known_K]
             floor_K = _sorted_bound(logits_RV, row_K, stats, top_p_K, top_k_K, uses)
         n_blocks = stats.top_KB.shape[1]
-        kernels.draw_from_rows[(n_rows,)](
+        draw_from_rows[(n_rows,)](
             **tables,
             logits_RV=logits_RV,
             row_stride=logits_RV.stride(0),
@@ -116,7 +119,7 @@ class TritonBackend:
             top_p_B, top_k_B = limits.top_p_K, limits.top_k_K
             floor_B = _sorted_bound(logits_RV, row_B, stats, top_p_B, top_k_B, uses)
         n_blocks = stats.top_KB.shape[1]
-        kernels.rescale_rows[(len(row_B),)](
+        rescale_rows[(len(row_B),)](
             logits_RV=logits_RV,
             row_stride=logits_RV.stride(0),
             row_K=row_B,
@@ -149,16 +152,16 @@ class TritonBackend:
 def write_rows(logits_RV: Tensor, row_K: Tensor, number_KC: Tensor) -> None:
     """Makes the injected rows one-hot; `number_KC` has columns `OutcomeNumber`."""
     width = logits_RV.shape[1]
-    kernels.write_one_hot[(len(row_K), triton.cdiv(width, _WRITE["SIZE"]))](
+    write_one_hot[(len(row_K), triton.cdiv(width, _WRITE["SIZE"]))](
         logits_RV, logits_RV.stride(0), row_K, number_KC, width, **_WRITE
     )
 
 
 def _scan(logits_RV: Tensor, row_K: Tensor, *, has_deviation: bool) -> RowStats:
     width = logits_RV.shape[1]
-    n_blocks = triton.cdiv(width, kernels.LANES.value)
+    n_blocks = triton.cdiv(width, LANES.value)
     stats = RowStats.empty(logits_RV, row_K, n_blocks, has_deviation=has_deviation)
-    kernels.scan_rows[(len(row_K),)](
+    scan_rows[(len(row_K),)](
         logits_RV=logits_RV,
         row_stride=logits_RV.stride(0),
         row_K=row_K,

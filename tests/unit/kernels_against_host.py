@@ -58,7 +58,7 @@ from negtemp_data.sampling.rules import (
 from negtemp_data.sampling.state import RowStates
 from negtemp_data.sampling.supports import Limits
 from negtemp_data.sampling.triton_backend import TritonBackend, write_rows
-from negtemp_data.sampling.triton_kernels import gumbel, philox
+from negtemp_data.sampling.triton_random import gumbel, philox
 from sampling_cases import SUPPORTS, TEMPERATURES, TOKENS, is_same_bits
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

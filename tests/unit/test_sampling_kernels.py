@@ -86,22 +86,24 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(is_full, tmp_path, monkeypat
     from triton.compiler import ASTSource, compile
 
     from negtemp_data.sampling import triton_backend
-    from negtemp_data.sampling import triton_kernels as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     optional = {"top_n_sigma_K", "deviation_K", "xtc_K", "floor_K", "last_token_K", "fires_KM"}
     draw = {**triton_backend._DRAW, "PADDED": 1024}
     for kernel, options in (
-        (kernels.scan_rows, triton_backend._SCAN),
-        (kernels.settle_rows, {**triton_backend._SETTLE, "PADDED": 4}),
-        (kernels.draw_from_rows, {**draw, "HAS_XTC": is_full}),
-        (kernels.rescale_rows, draw),
-        (kernels.write_one_hot, triton_backend._WRITE),
+        (triton_backend.scan_rows, triton_backend._SCAN),
+        (triton_backend.settle_rows, {**triton_backend._SETTLE, "PADDED": 4}),
+        (triton_backend.draw_from_rows, {**draw, "HAS_XTC": is_full}),
+        (triton_backend.rescale_rows, draw),
+        (triton_backend.write_one_hot, triton_backend._WRITE),
     ):
         signature, constants = {}, {}
         for place, name in enumerate(kernel.arg_names):
             # Where no rule reads the logits, settling does not either.
-            is_optional = name in optional or (name, kernel) == ("argmax_K", kernels.settle_rows)
+            is_optional = name in optional or (name, kernel) == (
+                "argmax_K",
+                triton_backend.settle_rows,
+            )
             if name in options or (is_optional and not is_full):
                 signature[name], constants[place,] = "constexpr", options.get(name)
             elif name in NUMBERS:
