@@ -1,21 +1,27 @@
 """`negtemp doctor`: what works on this machine, and how to get the rest."""
 
+import os
+
 import click
 
-from negtemp_data.cli.options import address_option, json_option, print_json, safe_text
+from negtemp_data.cli.options import json_option, print_json, safe_text
 
 
 @click.command(
     epilog="Example:  negtemp doctor jobs/quickstart.yaml --address http://HOST:8265 --json"
 )
 @click.argument("job_file", metavar="[JOB]", required=False, type=click.Path(dir_okay=False))
-@address_option
+@click.option(
+    "--address",
+    metavar="URL",
+    help="Dashboard of a Ray cluster, http://HOST:8265. Default: RAY_API_SERVER_ADDRESS, if set.",
+)
 @json_option
 def command(job_file: str | None, address: str | None, as_json: bool) -> None:
     """Check Python, vLLM, Ray, GPUs, models and disk; exit with 1 if something is missing.
 
-    With JOB its models and its output are checked too, with --address the Ray cluster there. Each
-    line is ok, a warning or a problem, with the command that mends it.
+    With JOB its models and its output are checked too, and the Ray cluster where an address is
+    given. Each line is ok, a warning or a problem, with the command that mends it.
     """
     from negtemp_data.cli.cluster_findings import cluster_findings  # noqa: PLC0415
     from negtemp_data.cli.findings import machine_findings  # noqa: PLC0415
@@ -26,7 +32,8 @@ def command(job_file: str | None, address: str | None, as_json: bool) -> None:
     findings = [*machine_findings()]
     if job is not None:
         findings += job_findings(job)
-    if address is not None:
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if address:
         findings += cluster_findings(address)
     if as_json:
         print_json([finding._asdict() for finding in findings])

@@ -11,6 +11,7 @@ from negtemp_data.cli.groups import SuggestingGroup
 from negtemp_data.cli.options import gather_overrides, job_argument, json_option, print_json
 from negtemp_data.cli.recovery import recovery
 from negtemp_data.cli.run import interrupt
+from negtemp_data.errors import RequestError
 from negtemp_data.jobspec import load_job
 
 
@@ -75,7 +76,10 @@ def judge(
     from negtemp_data.storage import Output  # noqa: PLC0415
 
     job = load_job(job_file, gather_overrides(overrides, limit, None))
-    folder = Path(out or f"{job.output.path}-lab").absolute()
+    place = out or f"{job.output.path}-lab"
+    if "://" in place:
+        raise RequestError(f"{place}: the lab keeps its samples in a folder; give one by --out.")
+    folder = Path(place).absolute()
     request = Calibration(job, folder, min(n_prompts, limit or n_prompts), precision, samples)
     signal.signal(signal.SIGTERM, interrupt)
     with os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8") as screen:
@@ -114,7 +118,8 @@ def _show(report: Any, folder: Path, is_drawn: bool) -> None:
             "–" if found.paired is None else f"{found.paired.value:.0%}",
         )
     console.print(table)
-    parts = next(iter(report.kinds.values())).parts
+    # A judge may have nothing to say of some kind's samples.
+    parts = list(dict.fromkeys(part for kind in report.kinds.values() for part in kind.parts))
     if len(parts) > 1:
         table = Table(box=None, pad_edge=False)
         table.add_column("AUC of a part alone", no_wrap=True)
@@ -122,7 +127,11 @@ def _show(report: Any, folder: Path, is_drawn: bool) -> None:
             table.add_column(kind, justify="right")
         for part in parts:
             table.add_row(
-                part, *(f"{kind.parts[part].value:.2f}" for kind in report.kinds.values())
+                part,
+                *(
+                    f"{kind.parts[part].value:.2f}" if part in kind.parts else "–"
+                    for kind in report.kinds.values()
+                ),
             )
         console.print()
         console.print(table)

@@ -63,7 +63,7 @@ class LazyGroup(SuggestingGroup):
 @click.version_option(__version__, prog_name="negtemp")
 @click.option("--debug", is_flag=True, envvar="NEGTEMP_DEBUG", help="Show tracebacks.")
 def negtemp(debug: bool) -> None:
-    r"""Judge-verified, high-variance completions from negative-temperature sampling.
+    """Judge-verified, high-variance completions from negative-temperature sampling.
 
     \b
     Start:    negtemp init my-job && negtemp run my-job/job.yaml
@@ -71,7 +71,7 @@ def negtemp(debug: bool) -> None:
 
     Every option has an environment variable too: NEGTEMP_SUBMIT_ADDRESS is that of `submit
     --address`. NO_COLOR is honoured.
-    """
+    """  # noqa: D301 (click reads the character \b)
 
 
 def main() -> None:

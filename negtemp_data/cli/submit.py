@@ -50,7 +50,8 @@ def read_resources(
     "--pip",
     metavar="cpu|gpu|none|FILE",
     help="What the cluster installs: the package's pinned requirements for CPUs or GPUs, nothing, "
-    "or a requirements file. Default: cpu or gpu, as the cluster has GPUs.",
+    "or a requirements file. Default: cpu or gpu, as the cluster has GPUs; with --manifest gpu, "
+    "unless gpus_per_replica is 0.",
 )
 @working_dir_option
 @click.option(

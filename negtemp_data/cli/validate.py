@@ -12,7 +12,7 @@ from negtemp_data.cli.options import (
     safe_text,
 )
 from negtemp_data.errors import ModelError
-from negtemp_data.jobspec import load_job
+from negtemp_data.jobspec import SAME, EngineJudgeConfig, load_job, single_judges
 
 _PROMPTS_READ = 1000
 
@@ -23,13 +23,14 @@ _PROMPTS_READ = 1000
 def command(
     job_file: str, overrides: tuple[str, ...], limit: int | None, out: str | None, as_json: bool
 ) -> None:
-    """Check a job file, its first prompts, its model's name and its engine arguments.
+    """Check a job file: its first prompts, models' names, engine arguments and functions.
 
     Reads the first 1,000 prompts; `negtemp plan` reads them all.
     """
     from negtemp_data.engine.adapter import is_known_adapter  # noqa: PLC0415
     from negtemp_data.engine.arguments import check_engine_arguments  # noqa: PLC0415
     from negtemp_data.engine.catalogue import is_known  # noqa: PLC0415
+    from negtemp_data.judging import check_functions  # noqa: PLC0415
     from negtemp_data.prompts import read_prompts  # noqa: PLC0415
 
     job = load_job(job_file, gather_overrides(overrides, limit, out))
@@ -44,6 +45,15 @@ def command(
             f"{job_file}: generate.lora: {lora!r} is no local folder and no Hugging Face id."
         )
     check_engine_arguments(job.generate.engine)
+    for path, judge in single_judges(job.verify.judge):
+        if isinstance(judge, EngineJudgeConfig):
+            if judge.model != SAME and not is_known(judge.model):
+                raise ModelError(
+                    f"{job_file}: {path}.model: {judge.model!r} is no name that `negtemp models` "
+                    "lists, no local folder and no Hugging Face id."
+                )
+            check_engine_arguments(judge.engine, f"{path}.engine")
+    check_functions(job.verify)
     if "://" in job.output.path:
         from negtemp_data.storage import Output  # noqa: PLC0415
 

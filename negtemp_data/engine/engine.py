@@ -145,6 +145,9 @@ class Engine:
         the engine dies before it is done.
         """
         future: Future[Generation] = Future()
+        # So that it can't be cancelled: whoever no longer waits must not keep the engine from
+        # setting its result.
+        future.set_running_or_notify_cancel()
         self._inbox.put(_Submission(prompt_token_ids, params, use_lora, future))
         if self._death is not None:
             # The thread may have emptied the inbox for the last time before the put.

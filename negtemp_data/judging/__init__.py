@@ -3,7 +3,7 @@
 A judge is handed its engine and never builds one. Nothing here knows of Ray, shards or files.
 """
 
-from negtemp_data.judging.build import build_judge, check_environment
+from negtemp_data.judging.build import build_judge, check_environment, check_functions
 from negtemp_data.judging.checks import perplexity, run_checks
 from negtemp_data.judging.judge import CombinedJudge, CriterionScore, Judge, Judgement
 from negtemp_data.judging.result import CheckResult
@@ -22,6 +22,7 @@ __all__ = [
     "Verdict",
     "build_judge",
     "check_environment",
+    "check_functions",
     "decide",
     "perplexity",
     "run_checks",

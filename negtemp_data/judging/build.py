@@ -82,11 +82,11 @@ def _build(
     return RewardJudge(config, engine, encoder)
 
 
-def check_environment(verify: VerifyConfig) -> None:
-    """What a job's checks and judges need of this machine: functions and keys.
+def check_functions(verify: VerifyConfig) -> None:
+    """Loads the functions of a job's checks and judges.
 
     Raises:
-        JobError: A function can't be loaded, or a key is not set.
+        JobError: One can't be loaded.
     """
     for index, check in enumerate(verify.checks):
         if isinstance(check, PythonCheckConfig):
@@ -94,5 +94,15 @@ def check_environment(verify: VerifyConfig) -> None:
     for path, judge in single_judges(verify.judge):
         if isinstance(judge, PythonJudgeConfig):
             load_function(judge.function, f"{path}.function")
-        elif isinstance(judge, EndpointJudgeConfig):
+
+
+def check_environment(verify: VerifyConfig) -> None:
+    """What a job's checks and judges need of the machine that they run on: functions and keys.
+
+    Raises:
+        JobError: A function can't be loaded, or a key is not set.
+    """
+    check_functions(verify)
+    for path, judge in single_judges(verify.judge):
+        if isinstance(judge, EndpointJudgeConfig):
             read_key(judge, path)

@@ -208,7 +208,12 @@ def _measure(
     bad = [kind for kind in by_kind if kind in BAD_KINDS or labels is not None]
     good_scores = _scores(clean)
     bad_rows = (_alike_in_halves(clean, by_kind[k]) if has_pairs else by_kind[k] for k in bad)
-    bad_scores = np.concatenate([_scores(rows) for rows in bad_rows])
+    bad_scores = np.concatenate([_scores({}), *(_scores(rows) for rows in bad_rows)])
+    if len(bad_scores) < _FEWEST:
+        raise RunError(
+            f"only {len(bad_scores)} bad samples have a score, and the judge failed on {n_failed} "
+            "samples; too few are left to measure with."
+        )
     scored = [*clean.values(), *(row for kind in by_kind.values() for row in kind.values())]
     parts = _parts(scored)
     masses = [s["mass"] for row in scored for s in row["scores"] if s["mass"] is not None]

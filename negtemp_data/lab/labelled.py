@@ -83,7 +83,10 @@ def given_job(job: Job, prompts: Path, path: Path) -> Job:
 
 
 def spoil(generated: Output, tokenizer: Any, seed: int) -> dict[str, dict[str, Row]]:
-    """All samples by prompt id and kind; prompts whose clean answer is too short are left out."""
+    """All samples by prompt id and kind; prompts whose clean answer is too short are left out.
+
+    One prompt alone is none: there is no other whose answer could be taken.
+    """
     by_prompt: dict[str, dict[str, Row]] = {}
     for row in read_rows(generated):
         if row["completion"] is not None:
@@ -94,6 +97,8 @@ def spoil(generated: Output, tokenizer: Any, seed: int) -> dict[str, dict[str, R
         for prompt_id, kinds in by_prompt.items()
         if CLEAN in kinds and is_usable(kinds[CLEAN]["completion"])
     }
+    if len(usable) < 2:  # the answer to another prompt is one of the damages
+        return {}
     answers = [kinds[CLEAN]["completion"] for kinds in usable.values()]
     for index, kinds in enumerate(usable.values()):
         for damage in DAMAGES:

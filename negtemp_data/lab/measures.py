@@ -113,7 +113,7 @@ def calibration_error(good: Scores, bad: Scores) -> float:
     )
     p = 1 / (1 + np.exp(-(slope * scores + offset)))
     error = 0.0
-    for rows in np.array_split(np.argsort(p), _BINS):
+    for rows in np.array_split(np.argsort(p), min(_BINS, len(p))):
         share = weight[rows].sum()
         gap = np.average(is_good[rows] - p[rows], weights=weight[rows])
         error += share * abs(float(gap))

@@ -37,9 +37,7 @@ def check_plot(path: Path) -> None:
     try:
         from matplotlib.backend_bases import FigureCanvasBase  # noqa: PLC0415
     except ImportError as error:
-        raise RequestError(
-            f"--plot {path}: needs matplotlib: pip install 'negtemp-data[docs]'."
-        ) from error
+        raise RequestError(f"--plot {path}: needs matplotlib: pip install matplotlib.") from error
     endings = sorted(FigureCanvasBase.get_supported_filetypes())
     if path.suffix[1:] not in endings:
         raise RequestError(f"--plot {path}: must end in one of {', '.join(endings)}.")

@@ -50,10 +50,10 @@ class Board:
         self._tally.shards |= shards
         self._tally.work[process] = work
 
-    def report_judge(self, pool: str, process: str, steps: StepLog) -> None:
+    def report_judge(self, replica: str, process: str, steps: StepLog) -> None:
         """Notes that a judge's process lives, and replaces what its steps have cost."""
         self._tally.judges[process] = steps
-        self._tally.judges_seen_at[pool] = time.monotonic()
+        self._tally.judges_seen_at[replica] = time.monotonic()
 
     def begin(self, worker: str, shard: int) -> Care | None:
         """See `Suspects.begin`."""

@@ -15,10 +15,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from negtemp_data.errors import RequestError, StorageError
+from negtemp_data.errors import RequestError, RunError, StorageError
 from negtemp_data.jobspec import Job
 from negtemp_data.pipeline.estimate import Calibration, Estimate, estimate
 from negtemp_data.pipeline.monitor import Reporter
+from negtemp_data.pipeline.reasons import count_reasons
 from negtemp_data.pipeline.run import RunRequest, RunResult, run_job
 from negtemp_data.prompts import Prompt, read_prompts
 from negtemp_data.storage import Output, generated_tokens, read_rows
@@ -59,6 +60,9 @@ def calibrate(job: Job, n_prompts: int, address: str | None, reporter: Reporter)
         begun = time.monotonic()
         result = run_job(RunRequest(small, output, address, fresh=True), reporter)
         seconds = time.monotonic() - begun
+    if not result.steps.steps:
+        reasons = "; ".join(count_reasons(read_rows(output)))
+        raise RunError(f"no row of the {len(chosen.prompts)} chosen prompts was made: {reasons}.")
     calibration = _read(output, result, seconds)
     with suppress(StorageError):
         output.store.remove_tree()
@@ -87,7 +91,7 @@ def cut_job(job: Job, prompts: list[Prompt], path: Path) -> Job:
     """The job over these prompts alone, which are written to `path`, on one replica."""
     with path.open("w", encoding="utf-8") as file:
         for prompt in prompts:
-            file.write(json.dumps(_as_row(prompt), ensure_ascii=False) + "\n")
+            file.write(json.dumps(_as_row(prompt)) + "\n")
     column = "text" if prompts[0].messages is None else "messages"
     source = job.prompts.model_copy(
         update={

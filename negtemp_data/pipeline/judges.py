@@ -70,10 +70,9 @@ class JudgePool(NamedTuple):
     """Of each replica."""
     is_pooling: bool
 
-    @property
-    def key(self) -> str:
-        """Names it on the board."""
-        return repr(self)
+    def replica_key(self, number: int) -> str:
+        """Names a replica on the board, whatever process it lives in."""
+        return f"{number} of {self!r}"
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,8 @@ class JudgeSettings:
     run: str
     """The job's name."""
     pool: JudgePool
+    number: int
+    """Of the replica, within its pool."""
     engine: EngineSpec
     output: Output
 
@@ -132,7 +133,8 @@ class JudgeReplica:
         while True:
             steps = self._engine.steps if self._engine is not None else StepLog()
             metrics.saw_tokens(steps.prompt_tokens)
-            self._board.report_judge.remote(settings.pool.key, self._name, steps)
+            key = settings.pool.replica_key(settings.number)
+            self._board.report_judge.remote(key, self._name, steps)
             time.sleep(report_pause_s(settings.engine.replicas))
 
 
@@ -163,7 +165,11 @@ def start_pools(
 ) -> dict[str, list[Any]]:
     """Starts the replicas of all pools; those of each judge by its path in the job file."""
     started = {
-        pool: _start(_settings(job, output, pool, n_engines), board) for pool in set(pools.values())
+        pool: [
+            _start(_settings(job, output, pool, number, n_engines), board)
+            for number in range(pool.replicas)
+        ]
+        for pool in set(pools.values())
     }
     return {path: started[pool] for path, pool in pools.items()}
 
@@ -171,14 +177,25 @@ def start_pools(
 def lost_judge(
     pools: Iterable[JudgePool], seen_at: Mapping[str, float], since: float
 ) -> str | None:
-    """Model of a pool whose processes have all been silent since that time; None: there is none.
+    """Model of a replica that has been silent since that time; None: there is none.
 
-    A pool that never said a word still waits for its first place.
+    One that never said a word still waits for its first place. What was asked of a lost one waits
+    with it, so the others of its pool don't help.
     """
-    return next((pool.model for pool in pools if seen_at.get(pool.key, since) < since), None)
+    replicas = ((pool, number) for pool in pools for number in range(pool.replicas))
+    return next(
+        (
+            pool.model
+            for pool, number in replicas
+            if seen_at.get(pool.replica_key(number), since) < since
+        ),
+        None,
+    )
 
 
-def _settings(job: Job, output: Output, pool: JudgePool, n_engines: int) -> JudgeSettings:
+def _settings(
+    job: Job, output: Output, pool: JudgePool, number: int, n_engines: int
+) -> JudgeSettings:
     engine = EngineSpec(
         model_path=pool.model_path,
         arguments=json.loads(pool.arguments),
@@ -186,11 +203,11 @@ def _settings(job: Job, output: Output, pool: JudgePool, n_engines: int) -> Judg
         replicas=n_engines,
         is_pooling=pool.is_pooling,
     )
-    return JudgeSettings(job.name, pool, engine, output)
+    return JudgeSettings(job.name, pool, number, engine, output)
 
 
-def _start(settings: JudgeSettings, board: Any) -> list[Any]:
-    """Actors that wait for their GPUs, and that Ray starts anew when they die."""
+def _start(settings: JudgeSettings, board: Any) -> Any:
+    """An actor that waits for its GPUs, and that Ray starts anew when it dies."""
     options: dict[str, Any] = {
         "num_cpus": 0,  # the worker that waits for it holds the slots
         "num_gpus": settings.pool.gpus,
@@ -199,8 +216,7 @@ def _start(settings: JudgeSettings, board: Any) -> list[Any]:
         "max_concurrency": _MOST_REQUESTS,
         "scheduling_strategy": "SPREAD",
     }
-    replica = ray.remote(JudgeReplica).options(**options)
-    return [replica.remote(settings, board) for _ in range(settings.pool.replicas)]
+    return ray.remote(JudgeReplica).options(**options).remote(settings, board)
 
 
 class LocalEngine:
@@ -244,6 +260,7 @@ class RemoteEngine:
             index = min(range(len(self._n_open)), key=self._n_open.__getitem__)
             self._n_open[index] += 1
         answer: Future[Generation] = Future()
+        answer.set_running_or_notify_cancel()  # whoever asked may be gone before it comes
 
         def finish(done: "Future[Generation]") -> None:
             with self._lock:

@@ -102,8 +102,8 @@ class Tally:
     judges: dict[str, StepLog] = field(default_factory=dict)
     """What the steps of each judge's process have cost, those that are gone included."""
     judges_seen_at: dict[str, float] = field(default_factory=dict)
-    """Time of the last word from any process of a judge, by its pool; monotonic, which is one clock
-    for all processes of the driver's machine and does not jump."""
+    """Time of the last word from each replica of a judge; monotonic, which is one clock for all
+    processes of the driver's machine and does not jump."""
 
     @property
     def total(self) -> Work:

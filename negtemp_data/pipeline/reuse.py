@@ -33,8 +33,13 @@ class OldRows:
             prompts: The prompts.
 
         Raises:
-            StorageError: An old shard is damaged.
+            StorageError: The old output is gone, or a shard of it is damaged.
         """
+        if not self.output.exists():
+            raise StorageError(
+                f"{self.output.root}: the output that is reused is not there (--reuse); bring it "
+                "back (is the disk mounted, on every machine?), then go on with `negtemp resume`."
+            )
         wanted = {prompt.id for prompt in prompts}
         last = first + len(prompts) - 1
         shards = range(first // self.prompts_per_shard, last // self.prompts_per_shard + 1)

@@ -95,6 +95,13 @@ class _Models:
     judges: dict[str, Model]
     """Models of judges with engines of their own, by the judge's path in the job file."""
 
+    @property
+    def revisions(self) -> tuple[str, str | None, dict[str, str]]:
+        """Of the model, the adapter and the judges' models."""
+        adapter = self.adapter.revision if self.adapter else None
+        judges = {path: judge.revision for path, judge in self.judges.items()}
+        return self.model.revision, adapter, judges
+
 
 def run_job(request: RunRequest, reporter: Reporter) -> RunResult:
     """Makes all planned rows that are not committed yet.
@@ -111,22 +118,16 @@ def run_job(request: RunRequest, reporter: Reporter) -> RunResult:
     digest = source_digest(job.prompts)
     output.create()
     with hold_lock(output) as lock:
+        fingerprint = fingerprint_job(job, digest, *models.revisions)
+        old_rows = None
+        if request.reuse is not None:
+            old_rows = find_old_rows(request.reuse, fingerprint)
         if request.fresh:
             output.reset()
             output.create()
-        adapter = models.adapter
-        fingerprint = fingerprint_job(
-            job,
-            digest,
-            models.model.revision,
-            adapter.revision if adapter else None,
-            {path: judge.revision for path, judge in models.judges.items()},
-        )
         if output.exists():
             output.check_fingerprint(fingerprint)
-        old_rows = load_old_rows(output)
-        if request.reuse is not None:
-            old_rows = find_old_rows(request.reuse, fingerprint)
+            old_rows = old_rows or load_old_rows(output)
         reporter.note("planning")
         plan = (load_plan(output.run) if output.exists() else None) or write_plan(job, output.run)
         output.write_job(write_job(job))
@@ -144,8 +145,11 @@ def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
     """
     output = request.output
     _check_request(request)
-    output.read_fingerprint()
+    saved = output.read_fingerprint()
     models = _resolve(request.job, reporter)
+    model, adapter, judges = models.revisions
+    output.check_fingerprint(replace(saved, model=model, adapter=adapter, judges=judges))
+    output.create()  # whatever copied it may have left out empty folders
     with hold_lock(output) as lock:
         plan = load_plan(output.run) or _plan_again(request)
         return _Run(request, models, plan, load_old_rows(output), reporter, lock).finish_plan()
@@ -197,15 +201,21 @@ def _check_request(request: RunRequest) -> None:
     Raises:
         RequestError: An address, an engine argument, a function or a key.
     """
-    if request.reuse is not None and request.reuse.root == request.output.root:
+    reuse = request.reuse
+    # Through a link, too: --fresh would delete what is to be reused.
+    if reuse is not None and _real_place(reuse) == _real_place(request.output):
         raise RequestError(
-            f"--reuse {request.reuse.root}: is the output itself; give the new one another --out."
+            f"--reuse {reuse.root}: is the output itself; give the new one another --out."
         )
     check_address(request.address)
     check_engine_arguments(request.job.generate.engine)
     for path, judge in _judges_with_engines(request.job):
         check_engine_arguments(judge.engine, f"{path}.engine")
     check_environment(request.job.verify)
+
+
+def _real_place(output: Output) -> str:
+    return output.root if "://" in output.root else os.path.realpath(output.root)
 
 
 def check_address(address: str | None) -> None:
@@ -217,7 +227,7 @@ def check_address(address: str | None) -> None:
     if address is not None and "://" in address:
         raise RequestError(
             f"--address {address}: needs the cluster's GCS address (HOST:6379) or `auto`, on a "
-            "machine of the cluster."
+            "machine of the cluster; from elsewhere, `negtemp submit --address http://HOST:8265`."
         )
 
 

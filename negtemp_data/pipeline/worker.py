@@ -6,7 +6,7 @@ output: rows every few seconds, shards at once.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -216,10 +216,17 @@ class Worker:
         wip = read_wip(self._output, shard)
         if wip.damaged:
             self._output.append_event("wip_damaged", shard=shard, files=wip.damaged)
-        old: Mapping[str, Row] = {}
+        generated = dict(wip.generated)
         if self._old_rows is not None:
             old = self._old_rows.of(shard * prompts_per_shard(self._job), prompts)
-        return Earlier(wip.done, {**old, **wip.generated})
+            samples = self._job.generate.samples
+            planned = (row.id for prompt in prompts for row in planned_ids(prompt.id, samples))
+            generated |= {
+                row_id: old[row_id]
+                for row_id in planned
+                if row_id in old and row_id not in wip.done and row_id not in generated
+            }
+        return Earlier(wip.done, generated)
 
     def _make_with_care(
         self, prompts: Sequence[Prompt], opened: _OpenShard, earlier: Earlier, care: Care

@@ -116,6 +116,14 @@ def test_a_lost_plan_is_not_made_from_other_prompts(out, negtemp, tmp_path):
     assert_refused(negtemp("resume", str(out)), "the prompts themselves have changed")
 
 
+def test_a_run_does_not_go_on_with_another_model(out, negtemp, tiny_model, tmp_path):
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    flip(other / "model.safetensors", 0.999)
+    job = out / "_run" / "job.yaml"
+    job.write_text(job.read_text().replace(str(tiny_model), str(other)))
+    assert_refused(negtemp("resume", str(out)), "generate.model: its files have changed")
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_any_damage_anywhere_is_mended_or_named(out, negtemp, seed):
     rng = random.Random(seed)

@@ -203,3 +203,16 @@ def test_another_output_s_rows_are_taken_over_where_generation_is_the_same(
     other = negtemp("run", str(job), "--set", "generate.max_tokens=9", "--reuse", str(old))
     assert other.returncode == 2
     assert "generate.max_tokens: 8 → 9" in other.stderr
+    # Nothing is deleted for a request that is refused, nor what is to be reused, by another name.
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for reused in (tmp_path / "link", tmp_path):
+        refused = negtemp("run", str(job), *changes, "--fresh", "--reuse", str(reused))
+        assert refused.returncode == 2, refused.stderr
+        assert len(datasets.load_from_disk(str(tmp_path / "out"))) == 30
+    # Arms and samples that the new job does not have are left behind.
+    fewer = ("--set", "generate.samples={control: 1}", "--max-failed", "1")
+    less = tmp_path / "less"
+    done = negtemp("run", str(job), *fewer, "--out", str(less), "--reuse", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    rows = datasets.load_from_disk(str(less))
+    assert [row["id"] for row in rows] == [f"{row['prompt_id']}/control/0" for row in rows]

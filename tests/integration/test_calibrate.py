@@ -33,6 +33,7 @@ def write_job(folder, model, shape="text: prompt", n_prompts=9):
             "prompt": f"Number {i}?",
             "chat": [{"role": "user", "content": f"Number {i}?"}],
             "answer": {"value": i},
+            "note": "\ud83d",  # half of a character, which no encoding takes
         }
         for i in range(n_prompts)
     ]
@@ -56,6 +57,16 @@ def test_a_calibration_tells_of_the_whole_job_and_leaves_nothing(negtemp, tiny_m
     assert told["seconds"] > told["start_s"] > 0
     assert told["gpu_hours"] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"job.yaml", "prompts.jsonl"}
+
+
+@pytest.mark.slow
+def test_prompts_that_can_t_be_run_tell_nothing(negtemp, tiny_model, tmp_path):
+    job = write_job(tmp_path, tiny_model)
+    too_short = ("--set", "generate.engine.max_model_len=16")
+    done = negtemp("plan", str(job), "--calibrate", "4", "--prompts", "0", *too_short)
+    assert done.returncode == 1
+    assert "no row of the 4 chosen prompts was made: " in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,13 @@ def test_the_rubric_judge_writes_its_reasons_first_where_it_is_asked_to(tiny_eng
         assert all(1 <= score["score"] <= 5 and 0 < score["mass"] < 1 for score in row["scores"])
 
 
+def test_whoever_no_longer_waits_does_no_harm_to_the_engine(tiny_engine):
+    ids = tiny_engine.tokenizer.encode("The sun rises in the east.")
+    left, kept = (tiny_engine.submit(ids, question_params("likelihood")) for _ in range(2))
+    left.cancel()  # as the end of an event loop does to all that it waits for
+    assert len(kept.result().prompt_logprobs) == len(ids)
+
+
 def test_the_likelihood_of_a_prompt_is_that_of_its_tokens(tiny_engine, tiny_model):
     import torch
     from transformers import AutoModelForCausalLM

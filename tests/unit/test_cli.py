@@ -131,6 +131,28 @@ def test_the_help_of_every_command_shows_an_example(command: str) -> None:
         (["validate", QUICKSTART, "--set", "generate.model=zzz"], "generate.model: 'zzz'"),
         (["validate", QUICKSTART, "--set", "generate.engine.seed=1"], "generate.engine.seed"),
         (["validate", QUICKSTART, "--set", "prompts.source=none.jsonl"], "none.jsonl"),
+        (
+            ["validate", QUICKSTART, "--set", "verify.judge.judges.rating.model=zzz"],
+            "verify.judge.judges.rating.model: 'zzz'",
+        ),
+        (
+            [
+                "validate",
+                QUICKSTART,
+                "--set",
+                "verify.judge={kind: likelihood, accept_at: 0, model: a/b, engine: {sead: 1}}",
+            ],
+            "verify.judge.engine.sead",
+        ),
+        (
+            [
+                "validate",
+                QUICKSTART,
+                "--set",
+                "verify.checks=[{kind: python, function: 'no.such:f'}]",
+            ],
+            "verify.checks[0].function",
+        ),
         (["validate", QUICKSTART, "--out", "memory://bucket/out"], "no conditional PUT"),
         (["status", "no-such-output"], "is no negtemp output"),
         (["show", "no-such-output"], "is no negtemp output"),

@@ -1,6 +1,7 @@
 """What the engine's package does without an engine: names, schedules, prompts, tokens."""
 
 import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -286,6 +287,24 @@ def test_the_revision_of_a_folder_changes_with_its_small_files(tmp_path: Path) -
     assert resolve_model(str(tmp_path)) == first
     (tmp_path / "config.json").write_text("[]", encoding="utf-8")
     assert resolve_model(str(tmp_path)).revision != first.revision
+
+
+def test_the_revision_of_a_folder_is_that_of_its_content(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    first.mkdir()
+    (first / "config.json").write_text("{}", encoding="utf-8")
+    (first / "weights").write_bytes(bytes(20 << 20))
+    revision = resolve_model(str(first)).revision
+    copy = shutil.copytree(first, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert resolve_model(str(copy)).revision == revision
+    changes = {0: b"1", 10 << 20: b"1" * (1 << 20), (20 << 20) - 1: b"1"}
+    for place, change in changes.items():
+        with (copy / "weights").open("r+b") as file:
+            file.seek(place)
+            file.write(change)
+        assert resolve_model(str(copy)).revision != revision
+        (copy / "weights").write_bytes(bytes(20 << 20))
+    assert resolve_model(str(copy)).revision == revision
 
 
 def test_a_hub_model_that_is_not_here_is_a_model_error_offline(

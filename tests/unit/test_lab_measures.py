@@ -86,6 +86,12 @@ def test_no_threshold_is_suggested_that_a_few_good_samples_alone_reach() -> None
     assert found is not None and found.recall == pytest.approx(0.3, abs=0.05)
 
 
+@pytest.mark.parametrize("n_bad", [2, 5, 9, 10, 30])
+def test_the_calibration_error_of_few_samples_is_a_number(n_bad: int) -> None:
+    good = np.linspace(0.0, 1.0, 12)
+    assert 0 <= calibration_error(good, np.linspace(-1.0, 0.5, n_bad)) <= 1
+
+
 TEXT = "The sea is wide. It is deep, too!\nFish live there. Who knows how many?"
 
 

@@ -65,8 +65,10 @@ def test_a_bug_is_no_death():
         told(error=error).result()
 
 
-def test_a_judge_is_lost_when_no_process_of_its_pool_speaks():
+def test_a_judge_is_lost_when_a_replica_that_has_spoken_speaks_no_more():
     first, second = (JudgePool(name, "/models", "{}", 2, 1.0, False) for name in ("a", "b"))
     assert lost_judge([first, second], {}, since=100.0) is None
-    assert lost_judge([first, second], {first.key: 101.0}, since=100.0) is None
-    assert lost_judge([first, second], {first.key: 101.0, second.key: 99.0}, since=100.0) == "b"
+    seen_at = {first.replica_key(0): 101.0, second.replica_key(0): 101.0}
+    assert lost_judge([first, second], seen_at, since=100.0) is None
+    seen_at[second.replica_key(1)] = 99.0
+    assert lost_judge([first, second], seen_at, since=100.0) == "b"
