@@ -67,6 +67,8 @@ def describe_memory(job: Job, gpus: Gpus) -> dict[str, Any] | None:
     engines = None
     if not gpus.count:
         kv_bytes = job.generate.engine.get("kv_cache_memory_bytes", CPU_KV_CACHE_BYTES)
+        if not isinstance(kv_bytes, int):  # vLLM takes texts such as 4G, and null for its own rule
+            return None
         engine_gib = weights_gib + kv_bytes / 2**30
     elif gpus.smallest_gib is None:
         return None

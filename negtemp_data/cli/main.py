@@ -66,7 +66,7 @@ def negtemp(debug: bool) -> None:
     """Judge-verified, high-variance completions from negative-temperature sampling.
 
     \b
-    Start:    negtemp init my-job && negtemp run my-job/job.yaml
+    Start:    negtemp init job && negtemp run job/job.yaml
     Trouble:  negtemp doctor
 
     Every option has an environment variable too: NEGTEMP_SUBMIT_ADDRESS is that of `submit

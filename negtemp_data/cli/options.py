@@ -68,8 +68,19 @@ def safe_text(text: str) -> str:
 
 
 def print_json(data: Any) -> None:
-    """One JSON document on stdout."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    """One JSON document on stdout, on many lines; see `to_json_line`."""
+    click.echo(_to_json(data, indent=2))
+
+
+def to_json_line(data: Any) -> str:
+    """One line of JSON; infinities and nan are text, since JSON has no literals for them."""
+    return _to_json(data, indent=None)
+
+
+def _to_json(data: Any, indent: int | None) -> str:
+    from pydantic_core import to_json  # noqa: PLC0415
+
+    return to_json(data, indent=indent, inf_nan_mode="strings").decode()
 
 
 def short_path(path: str | os.PathLike[str]) -> str:

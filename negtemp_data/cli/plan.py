@@ -30,6 +30,8 @@ _MIN_COLUMNS, _MAX_COLUMNS = 60, 100
 """Width of the terminal that is made use of."""
 _ROWS_DRAWN = 4
 """Samples of each arm that are drawn for a prompt."""
+_MOST_DRAWN = 65536
+"""Positions of a completion that are drawn."""
 _NO_LIMIT = 1 << 20
 """Tokens of a context whose length the job does not give."""
 
@@ -108,7 +110,7 @@ def command(
         summary["estimate"] = estimate_json(estimate, job, address)
     encoder = _encoder(job)
     schedules = {
-        arm: describe_schedule(job.schedules[arm], job.generate.max_tokens)
+        arm: describe_schedule(job.schedules[arm], _drawn_length(job))
         for arm in job.generate.samples
     }
     details = [_describe(job, prompt, encoder) for prompt in shown]
@@ -121,6 +123,10 @@ def command(
             _echo("\n── what it takes")
             for line in estimate_lines(estimate, job, address):
                 _echo(line)
+
+
+def _drawn_length(job: Job) -> int:
+    return min(job.generate.max_tokens, _MOST_DRAWN)
 
 
 def _describe(job: Job, prompt: Prompt, encoder: Any) -> dict[str, Any]:
@@ -142,7 +148,7 @@ def _describe(job: Job, prompt: Prompt, encoder: Any) -> dict[str, Any]:
             "firings": find_firings(
                 job.schedules[row.arm],
                 row_seed(job.seed, prompt.id, row.sample),
-                job.generate.max_tokens,
+                _drawn_length(job),
             ),
         }
         for row in planned_ids(prompt.id, job.generate.samples)
@@ -192,7 +198,7 @@ def _print(
 ) -> None:
     from negtemp_data.cli.drawing import draw_firings, draw_schedule  # noqa: PLC0415
 
-    length = job.generate.max_tokens
+    length = _drawn_length(job)
     width = min(max(shutil.get_terminal_size().columns, _MIN_COLUMNS), _MAX_COLUMNS)
     _print_summary(job, summary)
     for line in memory:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from negtemp_data import api
-from negtemp_data.cli.options import json_option, output_argument, safe_text
+from negtemp_data.cli.options import json_option, output_argument, safe_text, to_json_line
 from negtemp_data.jobspec import Job
 from negtemp_data.storage import Output, read_rows
 
@@ -36,10 +36,8 @@ def command(
     job = api.saved_job(out)
     chosen = islice(read_rows(output, arm=arm, status=status, prompt_id=prompt_id), rows)
     if as_json:
-        import json  # noqa: PLC0415
-
         for row in chosen:
-            click.echo(json.dumps(row, ensure_ascii=False))
+            click.echo(to_json_line(row))
         return
     from rich.console import Console  # noqa: PLC0415
 

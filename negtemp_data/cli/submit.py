@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from negtemp_data import api
 from negtemp_data.cli.jobs import follow_job, working_dir_option
@@ -16,6 +17,15 @@ from negtemp_data.cli.options import (
 )
 from negtemp_data.errors import quote
 from negtemp_data.jobspec import load_job
+
+_OF_A_MANIFEST = {"image": "--image", "volume": "--volume"}
+_NOT_OF_A_MANIFEST = {
+    "address": "--address",
+    "shared_paths": "--shared-path",
+    "resources": "--entrypoint-resources",
+    "follow": "--follow",
+    "as_json": "--json",
+}
 
 
 def read_resources(
@@ -31,6 +41,21 @@ def read_resources(
     if not isinstance(data, dict) or not all(isinstance(v, int | float) for v in data.values()):
         raise click.BadParameter(f'{quote(value)} is not JSON such as {{"NAME": 1}}.')
     return {name: float(amount) for name, amount in data.items()}
+
+
+def _check_options(*, is_manifest: bool) -> None:
+    """Refuses options that would be of no effect."""
+    context = click.get_current_context()
+    given = {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    others = _NOT_OF_A_MANIFEST if is_manifest else _OF_A_MANIFEST
+    if wrong := sorted(given & others.keys()):
+        reason = "is of no effect with --manifest" if is_manifest else "needs --manifest"
+        hint = "; a folder that all pods see is a --volume" if "shared_paths" in wrong else ""
+        raise click.UsageError(f"{others[wrong[0]]} {reason}{hint}.")
 
 
 @click.command(
@@ -93,6 +118,7 @@ def command(
     Output, larger inputs and model folders are URIs, or lie under a --shared-path; where the
     cluster is this machine alone, any path will do. The job goes on when this machine goes away.
     """
+    _check_options(is_manifest=manifest is not None)
     job = load_job(job_file, gather_overrides(overrides, limit, out))
     if manifest is not None:
         kept = {name: options[name] for name in ("pip", "working_dir")}

@@ -32,7 +32,7 @@ MAX_BUNDLE_BYTES = 64 << 20
 head, so what is larger belongs on storage."""
 
 JOB_FILE = "job.yaml"
-_PROMPTS = "prompts"
+_PROMPTS = "negtemp-prompts"
 _LEFT_OUT = (".git", ".venv", "__pycache__", "out")
 
 
@@ -74,8 +74,9 @@ def write_bundle(
     data = apply_overrides(job.model_dump(mode="json"), [f"prompts.source={json.dumps(source)}"])
     job = build_job(data, f"job {job.name}")
     (folder / JOB_FILE).write_text(write_job(job), encoding="utf-8")
-    # Kubernetes takes it for a name too: KubeRay's have 47 characters at most.
-    name = re.sub(r"[^a-z0-9]+", "-", job.name.lower())[:36].strip("-")
+    # Kubernetes takes it for a name too: KubeRay's have 47 characters at most, a letter first.
+    name = re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-")
+    name = (f"job-{name}" if name[:1].isdigit() else name)[:36].strip("-")
     return Bundle(job, f"{name}-{identity}", _key_names(job))
 
 
@@ -119,6 +120,8 @@ def _pack_prompts(source: str, folder: Path, visibility: Visibility) -> str:
             "gs://, hf://), or into a folder that the cluster sees, named with --shared-path."
         )
     root = Path(os.path.commonpath([path.parent for path in paths]))
+    # A working directory may have such a folder, from a bundle of before.
+    shutil.rmtree(folder / _PROMPTS, ignore_errors=True)
     for path in paths:
         target = folder / _PROMPTS / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ class Visibility:
             raise ClusterError(
                 f"{field}: {path} is a path of this machine, which the cluster can't see; give a "
                 "URI (s3://, gs://, hf://), or a folder that all its machines mount at the same "
-                "place, and name that with --shared-path."
+                "place, and name that with --shared-path (in a manifest: --volume)."
             )
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import metadata
@@ -25,6 +26,8 @@ from negtemp_data.errors import ModelError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SMALL_FILE_BYTES = 8 << 20
+_NOT_NEEDED = ["*.gguf", "*.pt", "*.bin", "*.msgpack"]
+"""Files of a hub's model that are not downloaded: other forms of the same weights."""
 _SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
 """Of each larger file, spread evenly from its first byte to its last."""
 
@@ -227,16 +230,29 @@ def _folder_revision(path: Path) -> str:
     return f"local-{digest.hexdigest()}"
 
 
+def _has_weights(folder: Path) -> bool:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((folder / file).is_file() for file in files)
+
+
 def _from_hub(name: str, on_progress: Callable[[str], None]) -> Model:
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
 
+    def snapshot(*, is_here: bool) -> str:
+        # The same files both times: what was left out must not be missed later.
+        return snapshot_download(name, local_files_only=is_here, ignore_patterns=_NOT_NEEDED)
+
     try:
-        try:
-            path = snapshot_download(name, local_files_only=True)
-        except LocalEntryNotFoundError:
+        path = None
+        with suppress(LocalEntryNotFoundError):
+            path = snapshot(is_here=True)
+        if path is None or not _has_weights(Path(path)):  # a tokenizer may be all that is here
             on_progress(f"downloading {name} from the Hugging Face hub")
-            path = snapshot_download(name, ignore_patterns=["*.gguf", "*.pt", "*.bin", "*.msgpack"])
+            path = snapshot(is_here=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(

@@ -30,6 +30,7 @@ from negtemp_data.sampling import Injection, Schedule, Trace
 if TYPE_CHECKING:
     from vllm import LLMEngine, PoolingParams, PoolingRequestOutput, RequestOutput, SamplingParams
     from vllm.config import VllmConfig
+    from vllm.lora.request import LoRARequest
 
 _CLOSE_TIMEOUT_S = 20.0
 
@@ -220,7 +221,6 @@ class Engine:
     def _add(self, submission: _Submission) -> None:
         from vllm.exceptions import VLLMValidationError  # noqa: PLC0415
         from vllm.inputs import TokensPrompt  # noqa: PLC0415
-        from vllm.lora.request import LoRARequest  # noqa: PLC0415
 
         self._n_requests += 1
         request_id = str(self._n_requests)
@@ -228,7 +228,7 @@ class Engine:
         try:
             lora = None
             if submission.use_lora and self._lora_path:
-                lora = LoRARequest("adapter", 1, self._lora_path)
+                lora = lora_request(self._lora_path)
             self._llm.add_request(request_id, prompt, submission.params, lora_request=lora)
         except (ValueError, VLLMValidationError) as error:  # this request alone is refused
             submission.future.set_exception(GenerationError(f"vLLM refused the request: {error}"))
@@ -237,12 +237,12 @@ class Engine:
             self._waiting.append(len(submission.prompt_token_ids))
 
     def _resolve(self, finished: "list[RequestOutput | PoolingRequestOutput[Any]]") -> None:
-        keys = [
-            key
+        lengths = {
+            key: len(cast("RequestOutput", output).outputs[0].token_ids)
             for output in finished
             if (key := _trace_key(self._open[output.request_id].params)) is not None
-        ]
-        traces = self._take_traces(keys) if keys else {}
+        }
+        traces = self._take_traces(lengths) if lengths else {}
         for output in finished:
             submission = self._open.pop(output.request_id)
             trace = traces.get(_trace_key(submission.params) or "", Trace([], 0))
@@ -251,10 +251,10 @@ class Engine:
             except GenerationError as error:
                 submission.future.set_exception(error)
 
-    def _take_traces(self, keys: list[str]) -> dict[str, Trace]:
+    def _take_traces(self, lengths: dict[str, int]) -> dict[str, Trace]:
         traces: dict[str, Trace] = {}
         # Every worker of a parallel engine answers; those that see no logits have empty traces.
-        for answer in self._llm.collective_rpc("take_injection_traces", args=(keys,)):
+        for answer in self._llm.collective_rpc("take_injection_traces", args=(lengths,)):
             for key, (injections, deferred) in answer:
                 if key not in traces or injections or deferred:
                     traces[key] = Trace([Injection(*values) for values in injections], deferred)
@@ -306,7 +306,18 @@ def _start(spec: EngineSpec) -> "LLMEngine":
         # Each of vLLM's two model runners refuses the other's processors, and which of them runs
         # is known only now.
         config.model_config.logits_processors = [processor_for(config)]
-    return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+    llm = LLMEngine.from_vllm_config(config, disable_log_stats=True)
+    if spec.lora_path:
+        # Else vLLM would find in the middle of a step that it can't carry out the adapter.
+        llm.add_lora(lora_request(spec.lora_path))
+    return llm
+
+
+def lora_request(path: str) -> "LoRARequest":
+    """The engine's adapter, as vLLM's requests name it."""
+    from vllm.lora.request import LoRARequest  # noqa: PLC0415
+
+    return LoRARequest("adapter", 1, path)
 
 
 def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
@@ -314,11 +325,18 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
     from vllm import EngineArgs  # noqa: PLC0415
 
     defaults = machine_defaults(spec.is_cpu)
+    # Mistral's own tokenizer, which vLLM prefers where there is one, does not tell what the project
+    # asks of a tokenizer.
+    defaults |= {"tokenizer_mode": "hf"}
     arguments = {**defaults, **spec.arguments, "model": spec.model_path}
     if spec.is_cpu and "max_num_batched_tokens" not in spec.arguments:
         # One step has to hold the longest prompt that the model takes.
         length = EngineArgs(**arguments).create_model_config().max_model_len
         arguments["max_num_batched_tokens"] = max(length, defaults["max_num_batched_tokens"])
+    if spec.is_cpu and spec.lora_path:
+        # vLLM's CPU kernels look up "no adapter" as the last place for one (vllm 0.32,
+        # lora/ops/torch_ops/lora_ops.py), so that place has to stay empty.
+        arguments["max_loras"] = 2
     return arguments
 
 
@@ -363,8 +381,6 @@ def _generation(output: "RequestOutput", params: "SamplingParams", trace: Trace)
         raise GenerationError(f"vLLM ended the request with {completion.finish_reason!r}")
     flat = completion.logprobs
     token_ids = list(completion.token_ids)
-    # Draft tokens, and steps begun before the end was known, may lie behind the last token.
-    kept = [injection for injection in trace.injections if injection.position < len(token_ids)]
     prompt_logprobs = None
     if params.prompt_logprobs is not None and output.prompt_logprobs is not None:
         # Of the first token nothing is known, and vLLM leaves it out.
@@ -376,6 +392,6 @@ def _generation(output: "RequestOutput", params: "SamplingParams", trace: Trace)
         ranks=np.asarray(getattr(flat, "ranks", []), dtype=np.int32),
         text=completion.text if params.detokenize else None,
         finish_reason=completion.finish_reason,
-        trace=trace._replace(injections=kept),
+        trace=trace,
         prompt_logprobs=prompt_logprobs,
     )

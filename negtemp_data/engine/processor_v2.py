@@ -100,5 +100,6 @@ class ScheduleProcessor(LogitsProcessor):
             slot_R=slot_P[place_R],
             position_R=position_R.masked_fill(~is_sampled_R, -1),
             order_R=ctx.expanded_local_pos.long(),
-            last_token_R=ctx.input_ids.long(),
+            # Places for drafts that a request has not got hold −1; their rows are rejected.
+            last_token_R=ctx.input_ids.long().clamp(min=0),
         )

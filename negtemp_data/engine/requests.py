@@ -8,7 +8,7 @@ a name when it is admitted, which travels in its `extra_args`.
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
@@ -28,6 +28,8 @@ FIRST_SEED = "negtemp_first_seed"
 """Name in `extra_args` of the seed that a request came with: of its n samples, the first one's."""
 
 _LAST_SEED = 2**63 - 1
+_MOST_SIBLINGS = 65536
+"""A draw takes a pass over the candidates for each sibling before it."""
 
 _NEUTRAL = {
     "temperature": (1.0,),
@@ -50,14 +52,14 @@ _engines: "WeakSet[RequestSlots]" = WeakSet()
 """Requests of the engines in this process, of which the worker extension asks for traces."""
 
 
-def take_traces(keys: list[str]) -> dict[str, Trace]:
+def take_traces(lengths: Mapping[str, int]) -> dict[str, Trace]:
     """Ends these requests in whichever engine of this process runs them; returns their traces.
 
     A key that is not open has an empty trace.
     """
-    traces = {key: Trace([], 0) for key in keys}
+    traces = {key: Trace([], 0) for key in lengths}
     for requests in tuple(_engines):
-        traces |= requests.take(keys)
+        traces |= requests.take(lengths)
     return traces
 
 
@@ -148,13 +150,19 @@ def _siblings(value: Any, seed: int | None) -> Siblings:
         raise ValueError(
             f"{SIBLINGS} must be [seed, index] or [seed], from 0 to 2**63 - 1; found {value!r}"
         )
-    if len(value) == 2:
-        return Siblings(*value)
-    if seed is None or seed < value[0]:
+    if len(value) == 1:
+        if seed is None or seed < value[0]:
+            raise ValueError(
+                f"{SIBLINGS}: [{value[0]}] needs a request with that seed or one above; found "
+                f"{seed}"
+            )
+        value = [value[0], seed - value[0]]
+    siblings = Siblings(*value)
+    if siblings.index >= _MOST_SIBLINGS:
         raise ValueError(
-            f"{SIBLINGS}: [{value[0]}] needs a request with that seed or one above; found {seed}"
+            f"{SIBLINGS}: an index must be below {_MOST_SIBLINGS}; found {siblings.index}"
         )
-    return Siblings(value[0], seed - value[0])
+    return siblings
 
 
 class RequestSlots:
@@ -225,9 +233,9 @@ class RequestSlots:
             del self._untraced[slot]
             self.sampler.close([key])
 
-    def take(self, keys: Iterable[str]) -> dict[str, Trace]:
-        """Ends those of the requests that run here, and returns their traces."""
-        found = [key for key in keys if key in self._traced]
+    def take(self, lengths: Mapping[str, int]) -> dict[str, Trace]:
+        """Ends those of the requests that run here, and returns their texts' traces."""
+        found = [key for key in lengths if key in self._traced]
         for key in found:
             del self._traced[key]
-        return self.sampler.take(found)
+        return self.sampler.take(found, [lengths[key] for key in found])

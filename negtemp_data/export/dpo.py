@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from negtemp_data.export.base import Format, Record, Row
 from negtemp_data.export.turns import Shape, Turns
-from negtemp_data.jobspec import Job
+from negtemp_data.jobspec import Job, score_of_twins
 
 PairKind = Literal["verdict", "twins", "extremes"]
 """verdict: accepted against each rejected sibling · twins: an injected sample against its twin,
@@ -53,7 +53,7 @@ class DpoFormat(Format):
 
     def convert(self, siblings: Sequence[Row]) -> Iterator[Record]:
         """See `Format`."""
-        judged = [row for row in siblings if row["status"] != "failed"]
+        judged = [self._with_score(row) for row in siblings if row["status"] != "failed"]
         seen = set()
         for kind in self.pairs:
             for chosen, rejected in self._candidates(kind, judged):
@@ -68,6 +68,12 @@ class DpoFormat(Format):
                     "rejected": self._turns.completion(rejected),
                 }
                 yield Record(kind, values | self._turns.template_values())
+
+    def _with_score(self, row: Row) -> Row:
+        """A judge that compares with the twin has no score for it: it is even with itself."""
+        tie = score_of_twins(self.job.verify.judge)
+        is_twin = row["arm"] == self.job.control_arm and row["status"] == "accepted"
+        return {**row, "score": tie} if is_twin and row["score"] is None else row
 
     def _candidates(self, kind: PairKind, rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
         """Pairs of a kind, before anything is compared but the order within the pair."""

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from negtemp_data.errors import ExportError, quote
 from negtemp_data.export.base import Row
@@ -45,7 +46,20 @@ class Turns:
     def template_fields(self) -> dict[str, pa.DataType]:
         """A column for the arguments of the chat template, where the job has some."""
         kwargs = self._job.generate.chat_template_kwargs
-        return {"chat_template_kwargs": pa.scalar(kwargs).type} if kwargs and self._is_chat else {}
+        if not kwargs or not self._is_chat:
+            return {}
+        try:
+            column = pa.array([kwargs])
+            pq.write_table(pa.table({"kwargs": column}), pa.BufferOutputStream())
+        except pa.ArrowException:
+            column = None
+        # Objects of different keys in one list would each get the others' keys, as nulls.
+        if column is None or column.to_pylist() != [kwargs]:
+            raise ExportError(
+                "generate.chat_template_kwargs can't be a column, whose values have one type each "
+                "(no empty objects, no lists of different ones); --format sft-tokens needs none."
+            )
+        return {"chat_template_kwargs": column.type}
 
     def template_values(self) -> dict[str, Any]:
         """Values of `template_fields`."""

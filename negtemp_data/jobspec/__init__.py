@@ -62,6 +62,7 @@ from negtemp_data.jobspec.judges import (
     RubricJudgeConfig,
     SingleJudgeConfig,
     needs_twin,
+    score_of_twins,
     single_judges,
 )
 from negtemp_data.jobspec.languages import LANGUAGES
@@ -156,6 +157,7 @@ __all__ = [
     "load_job",
     "needs_twin",
     "read_yaml",
+    "score_of_twins",
     "single_judges",
     "write_job",
 ]

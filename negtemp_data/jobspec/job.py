@@ -5,11 +5,19 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
-from negtemp_data.jobspec.judges import LikelihoodJudgeConfig, needs_twin, single_judges
+from negtemp_data.jobspec.json_schemas import compile_schema
+from negtemp_data.jobspec.judges import (
+    SAME,
+    LikelihoodJudgeConfig,
+    PairwiseJudgeConfig,
+    RubricJudgeConfig,
+    needs_twin,
+    single_judges,
+)
 from negtemp_data.jobspec.schedules import ScheduleConfig
-from negtemp_data.jobspec.strict import Name, StrictModel
+from negtemp_data.jobspec.strict import GpuCount, Name, StrictModel
 from negtemp_data.jobspec.verify import VerifyConfig
 
 
@@ -55,6 +63,13 @@ class StructuredConfig(StrictModel):
     """It is JSON of this JSON Schema."""
     grammar: str | None = Field(default=None, min_length=1)
     """It is derived from this EBNF grammar."""
+
+    @field_validator("json_schema")
+    @classmethod
+    def _is_schema(cls, schema: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
+        if schema is not None:
+            compile_schema(schema)
+        return schema
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -127,7 +142,7 @@ class GenerateConfig(StrictModel):
         ),
     ] = 1
     """Engines that generate side by side: a number, or {min, max}."""
-    gpus_per_replica: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    gpus_per_replica: GpuCount = "auto"
     """GPUs of each engine, all of one machine; auto: tensor_parallel_size ×
     pipeline_parallel_size, 1 by default, and 0 where there are no GPUs."""
 
@@ -204,7 +219,18 @@ class Job(StrictModel):
                 )
             if needs_twin(judge):
                 self._check_twins(path)
+            if isinstance(judge, RubricJudgeConfig | PairwiseJudgeConfig):
+                is_same = judge.model == SAME
+                self._check_labels(path, self.generate.engine if is_same else judge.engine)
         return self
+
+    def _check_labels(self, path: str, engine: Mapping[str, Any]) -> None:
+        # Source: vllm 0.32, v1/worker/gpu/model_runner.py, on its rejection sampler.
+        if engine.get("speculative_config"):
+            raise ValueError(
+                f"{path} reads the probabilities of labels, which vLLM does not give on an engine "
+                "with a speculative_config; give the judge a model of its own without one"
+            )
 
     def _check_twins(self, path: str) -> None:
         control = self.control_arm

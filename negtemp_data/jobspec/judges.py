@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Discriminator, Field, JsonValue, Tag, model_validator
 
-from negtemp_data.jobspec.strict import Name, StrictModel
+from negtemp_data.jobspec.strict import GpuCount, Name, StrictModel
 
 SAME = "same"
 """Name of the judge model that stands for the generator's own engine."""
@@ -52,7 +52,7 @@ class EngineJudgeConfig(StrictModel):
     """vLLM engine arguments of those engines."""
     replicas: int = Field(default=1, ge=1)
     """Engines for this judge, where it has its own."""
-    gpus_per_replica: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = "auto"
+    gpus_per_replica: GpuCount = "auto"
     """GPUs of each, all of one machine; auto: tensor_parallel_size × pipeline_parallel_size, 1 by
     default, and 0 where there are no GPUs."""
 
@@ -300,6 +300,13 @@ def single_judges(judge: Any) -> Iterator[tuple[str, Any]]:
             yield f"verify.judge.judges.{name}", member
     elif judge is not None:
         yield "verify.judge", judge
+
+
+def score_of_twins(judge: Any) -> float | None:
+    """What a judge that compares with the twin would say of the twin itself; None for others."""
+    if isinstance(judge, PairwiseJudgeConfig):
+        return 0.5
+    return 0.0 if needs_twin(judge) else None
 
 
 def needs_twin(judge: Any) -> bool:

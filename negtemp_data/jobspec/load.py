@@ -67,9 +67,16 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str,
 
 
 def _set(data: Any, keys: list[str], value: Any, override: str) -> None:
-    node = data
-    for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
+    node, depth = data, 0
+    while depth < len(keys):
+        key = keys[depth]
+        if isinstance(node, dict):
+            # A name may have dots itself.
+            ends = range(len(keys), depth, -1)
+            names = (".".join(keys[depth:end]) for end in ends)
+            key = next((name for name in names if name in node), key)
+        reached, depth = depth, depth + key.count(".") + 1
+        last = depth >= len(keys)
         if isinstance(node, dict):
             if last:
                 node[key] = value
@@ -85,10 +92,10 @@ def _set(data: Any, keys: list[str], value: Any, override: str) -> None:
                 node[index] = value if last else copy.copy(node[index])
             node = node[index]
         else:
-            reached = ".".join(keys[:depth]) or "the job"
+            where = ".".join(keys[:reached]) or "the job"
             kind = f"a list of {len(node)}" if isinstance(node, list) else type(node).__name__
             raise JobError(
-                f"--set {quote(override)}: {reached} is {kind}, so it has no item {key!r}."
+                f"--set {quote(override)}: {where} is {kind}, so it has no item {key!r}."
             )
 
 

@@ -5,7 +5,7 @@ Knows nothing of files, engines or commands.
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -82,6 +82,19 @@ SignedTemperature = Annotated[
 ]
 """A temperature of any sign. Below 0 the least likely tokens of the support are favoured; ±inf is
 uniform on it. Infinity is written `inf` and `-inf` (JSON has no literal for it)."""
+
+
+def _check_gpus(count: float | str) -> float | str:
+    if not isinstance(count, str) and count > 1 and not count.is_integer():
+        raise ValueError("must be a share of one GPU, up to 1, or a whole number")
+    return count
+
+
+GpuCount = Annotated[
+    Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)],
+    AfterValidator(_check_gpus),
+]
+"""GPUs of one engine, or a share of one (Ray has no other numbers); auto: what its model takes."""
 
 Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 """A number between 0 and 1, both excluded."""

@@ -5,17 +5,24 @@ of them, as a run that reuses their output → measure. Each step is an output o
 interrupted generation goes on where it stopped; samples are spoilt and judged anew each time.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic_core import to_json
 
 from negtemp_data.engine.catalogue import resolve_model
 from negtemp_data.errors import RequestError, RunError
-from negtemp_data.jobspec import Job, PairwiseJudgeConfig, build_job, needs_twin, single_judges
+from negtemp_data.jobspec import (
+    Job,
+    PairwiseJudgeConfig,
+    build_job,
+    needs_twin,
+    score_of_twins,
+    single_judges,
+)
 from negtemp_data.lab.damage import DAMAGES
 from negtemp_data.lab.labelled import (
     CLEAN,
@@ -124,7 +131,9 @@ def measure_judge(request: Calibration, reporter: Reporter) -> JudgeReport:
     reporter.note("judging")
     run_job(RunRequest(judged_job, judged, fresh=True, reuse=labelled), reporter)
     report = _measure(list(read_rows(judged)), labels, request)
-    (request.folder / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    (request.folder / "report.json").write_bytes(
+        to_json(asdict(report), indent=2, inf_nan_mode="strings") + b"\n"
+    )
     return report
 
 
@@ -197,7 +206,7 @@ def _measure(
             by_kind.setdefault(kind, {})[row["prompt_id"]] = row
     has_pairs = labels is None
     clean = by_kind.pop(CLEAN, {})
-    tie = _tie(request.job)
+    tie = score_of_twins(request.job.verify.judge)
     if not clean and tie is not None:
         # A judge that compares with the twin has no score for the twin itself.
         first = next(iter(by_kind.values()), {})
@@ -236,14 +245,6 @@ def _measure(
         threshold=suggest_threshold(good_scores, bad_scores, request.precision),
         wanted_precision=request.precision,
     )
-
-
-def _tie(job: Job) -> float | None:
-    """What a judge of twins would say of a twin itself; None for other judges."""
-    judge = job.verify.judge
-    if isinstance(judge, PairwiseJudgeConfig):
-        return 0.5
-    return 0.0 if needs_twin(judge) else None
 
 
 def _alike_in_halves(clean: Mapping[str, Row], rows: Mapping[str, Row]) -> dict[str, Row]:

@@ -90,7 +90,7 @@ def _read_json(handle: BinaryIO) -> Iterator[RawRow]:
 def _read_csv(handle: BinaryIO) -> Iterator[RawRow]:
     # The limit is one for the whole process; the module's default is below our longest prompt.
     csv.field_size_limit(MAX_LINE_BYTES)
-    # Strict, so that a stray quote is an error and does not swallow rows in silence.
+    # Strict, so that a stray quote is an error and does not swallow fields in silence.
     records = csv.reader(_read_csv_lines(handle), strict=True)
     try:
         header = next(filter(None, records), [])
@@ -102,6 +102,7 @@ def _read_csv(handle: BinaryIO) -> Iterator[RawRow]:
         raise ValueError(f"the header has a column twice: {quote(header)}")
     number = 0
     while True:
+        begin = records.line_num + 1
         try:
             cells = next(records)
             if cells:
@@ -110,6 +111,12 @@ def _read_csv(handle: BinaryIO) -> Iterator[RawRow]:
         except StopIteration:
             return
         except csv.Error as error:
+            if records.line_num > begin:
+                # The lines between may be rows of their own, which must not vanish.
+                raise ValueError(
+                    f"lines {begin} to {records.line_num}: not valid csv: {error}; a quote is open "
+                    "that should not be, or closed where it should not be"
+                ) from error
             number += 1
             yield RawRow(number, None, f"not valid csv: {error}")
         except PromptError as error:

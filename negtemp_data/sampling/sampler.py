@@ -30,6 +30,9 @@ from negtemp_data.sampling.tables import ScheduleTables
 from negtemp_data.sampling.timetable import Timetable
 from negtemp_data.sampling.vocabulary import TokenTable
 
+_NO_END = 2**62
+"""Behind all positions."""
+
 Integers = NDArray[np.int64]
 
 LastTokens = Callable[[Integers], Tensor]
@@ -116,18 +119,31 @@ class ScheduleSampler:
         self._slots[key] = slot
         return slot
 
-    def take(self, keys: Sequence[str]) -> dict[str, Trace]:
-        """Ends requests and returns their traces; a key that is not open has an empty one."""
+    def take(self, keys: Sequence[str], lengths: Sequence[int] | None = None) -> dict[str, Trace]:
+        """Ends requests and returns their traces; a key that is not open has an empty one.
+
+        Args:
+            keys: Keys of the requests.
+            lengths: Tokens of each request's text. What was done behind them is left out: rejected
+                drafts, steps that began before the end was known. None: everything counts.
+        """
         self._read_log()
-        deferred = self._states.deferred()
+        if lengths is None:
+            lengths = [_NO_END] * len(keys)
+        slots = [self._slots.get(key) for key in keys]
+        length_S = torch.full_like(self._states.tag_WS[0], _NO_END)
+        for slot, length in zip(slots, lengths, strict=True):
+            if slot is not None:
+                length_S[slot] = length
+        deferred = self._states.deferred(length_S)
         traces = {}
-        for key in keys:
-            slot = self._slots.get(key)
+        for key, slot, length in zip(keys, slots, lengths, strict=True):
             if slot is None:
                 traces[key] = Trace([], 0)
                 continue
             by_position = self._injections[int(self._request_S[slot])]
-            traces[key] = Trace([by_position[p] for p in sorted(by_position)], deferred[slot])
+            kept = [by_position[p] for p in sorted(by_position) if p < length]
+            traces[key] = Trace(kept, deferred[slot])
         self.close(keys)
         return traces
 

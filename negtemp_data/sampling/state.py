@@ -73,10 +73,17 @@ class RowStates:
         start_G = self.rules.number_GC[:, RuleNumber.TEXT_STATE]
         self.state_WSMC[:, slot, :, StateNumber.TEXT] = start_G[self.rule_SM[slot]]
 
-    def deferred(self) -> list[int]:
-        """Injections of each slot that had to wait; copies to the host."""
+    def deferred(self, length_S: Tensor) -> list[int]:
+        """Injections of each slot that had to wait before these positions; copies to the host.
+
+        A state may be of a later one only if so many steps went on behind it that none before it
+        is kept.
+        """
         n_deferred_WS = self.state_WSMC[..., StateNumber.N_DEFERRED].sum(dim=2)
-        latest_S = self.tag_WS.argmax(dim=0, keepdim=True)
+        is_within_WS = self.tag_WS <= length_S
+        latest_S = torch.where(is_within_WS, self.tag_WS, LONG_AGO - self.tag_WS).argmax(dim=0)[
+            None
+        ]
         return [int(n) for n in n_deferred_WS.gather(0, latest_S)[0].tolist()]
 
     def _make_room(self, n_slots: int, n_rules: int) -> None:

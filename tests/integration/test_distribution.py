@@ -364,4 +364,4 @@ def test_slots_are_free_again_when_requests_finish(tiny_engine):
             for s in range(50)
         ]
         assert all(len(future.result().trace.injections) == 1 for future in futures)
-    assert take_traces(["r0/0"])["r0/0"].injections == []
+    assert take_traces({"r0/0": 0})["r0/0"].injections == []

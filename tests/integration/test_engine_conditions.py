@@ -6,14 +6,17 @@ token at any batch size, so every difference is an error.
 
 import json
 import re
+import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from negtemp_data.engine.adapter import resolve_adapter
 from negtemp_data.engine.compile import KEY, SCHEDULE, SIBLINGS
 from negtemp_data.engine.requests import NAME
-from negtemp_data.errors import GenerationError
+from negtemp_data.errors import EngineStartError, GenerationError
 
 MAX_LEN = 512
 RULE = {"temperature": -1.0, "support": {"min_p": 0.02}}
@@ -277,7 +280,7 @@ def test_prompts_that_are_prefilled_in_pieces_get_the_same(chunking_llm, tiny_en
     prompts = [{"prompt_token_ids": prompt} for prompt, _ in requests]
     outputs = chunking_llm.generate(prompts, [params for _, params in requests], use_tqdm=False)
     taken = chunking_llm.collective_rpc(
-        "take_injection_traces", args=([f"pieces/{number}" for number in numbers],)
+        "take_injection_traces", args=({f"pieces/{number}": 10**6 for number in numbers},)
     )
     traces = dict(taken[0])
     expected = run(
@@ -403,9 +406,7 @@ def adapter(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lora_engine(tiny_model, adapter):
-    # vLLM's CPU kernels look up "no adapter" as the last place for one (vllm 0.32,
-    # lora/ops/torch_ops/lora_ops.py), so that place has to stay empty.
-    arguments = {"enable_lora": True, "max_loras": 2, "max_lora_rank": 8, "max_num_seqs": 64}
+    arguments = resolve_adapter(adapter).engine_arguments | {"max_num_seqs": 64}
     engine = start_engine(tiny_model, arguments, lora_path=adapter)
     yield engine
     engine.close()
@@ -426,6 +427,17 @@ def test_an_adapter_changes_its_own_requests_and_no_others(lora_engine, plain):
     assert run(lora_engine, again, use_lora=True) == adapted
 
 
+def test_an_adapter_that_vllm_can_t_carry_out_is_refused_at_the_start(
+    tiny_model, adapter, tmp_path
+):
+    other = Path(shutil.copytree(adapter, tmp_path / "other"))
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    arguments = resolve_adapter(str(other)).engine_arguments
+    with pytest.raises(EngineStartError, match="DoRA"):
+        start_engine(tiny_model, arguments, lora_path=str(other))
+
+
 # --- asynchronous scheduling, refusals
 
 
@@ -441,6 +453,7 @@ def test_refused_requests_fail_alone(tiny_engine, plain):
         make_params(SCHEDULES[0], seed=None, n=2),
         make_params({"base": {"temperature": 9.0}}, seed=0, top_p=0.5),
         make_params(SCHEDULES[5], seed=5, siblings=["x"]),
+        make_params(SCHEDULES[5], seed=5, siblings=[0, 1 << 40]),
     ]
     futures, expected_failures = [], []
     for number in range(20):

@@ -205,7 +205,7 @@ def draw_both(
             Drawn(
                 [dict(zip(OutcomeNumber, number, strict=True)) for number in numbers],
                 [dict(zip(OutcomeValue, value, strict=True)) for value in values],
-                [states.deferred()[1 + k] for k in order],
+                [states.deferred(states.tag_WS.amax(dim=0))[1 + k] for k in order],
                 z_RV[:n_rows].cpu().numpy().copy(),
             )
         )

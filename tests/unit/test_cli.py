@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from negtemp_data.cli.display import describe, marked_completion
 from negtemp_data.cli.main import COMMANDS, main, negtemp
-from negtemp_data.cli.options import safe_text
+from negtemp_data.cli.options import safe_text, to_json_line
 from negtemp_data.engine.compile import compile_schedule
 from negtemp_data.jobspec import load_job, write_job
 from negtemp_data.jobspec.fingerprint import fingerprint_job
@@ -182,6 +182,11 @@ def test_a_wrong_request_exits_with_2_and_one_paragraph(
         (["vaildate"], "No such command 'vaildate'. Did you mean 'validate'?"),
         (["zzzz"], "No such command 'zzzz'."),
         (["validate"], "Missing argument 'JOB'"),
+        (
+            ["submit", QUICKSTART, "--manifest", "kuberay", "--shared-path", "/mnt"],
+            "--shared-path is of no effect with --manifest; a folder that all pods see is",
+        ),
+        (["submit", QUICKSTART, "--image", "x"], "--image needs --manifest"),
         (["validate", QUICKSTART, "--limit", "0"], "0 is not in the range"),
         (["show", "out", "--status", "fine"], "'fine' is not one of"),
         (["run", QUICKSTART, "--max-failed", "2"], "2"),
@@ -263,6 +268,30 @@ def test_the_plans_positions_are_those_at_which_the_sampler_fires(job_file: Path
             assert row["firings"] == expected
             n_firings += sum(map(len, expected))
     assert n_firings > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "generate.max_tokens=10000000000000",
+        "generate.engine.kv_cache_memory_bytes=4G",
+        "generate.engine.kv_cache_memory_bytes=null",
+    ],
+)
+def test_the_plan_of_whatever_is_valid_is_shown(job_file: Path, change: str) -> None:
+    plan = json.loads(call("plan", str(job_file), "--set", change, "--json").stdout)
+    assert plan["rows"] > 0
+    firings = [row["firings"] for shown in plan["shown"] for row in shown["rows"]]
+    assert all(len(found or ()) < 10**5 for rules in firings for found in rules)
+
+
+def test_json_has_text_where_it_has_no_literal() -> None:
+    line = to_json_line({"temperature": float("inf"), "score": float("nan"), "text": "ä"})
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "temperature": "Infinity",
+        "score": "NaN",
+        "text": "ä",
+    }
 
 
 def test_a_prompt_that_is_too_long_does_not_stop_the_plan(job_file: Path) -> None:

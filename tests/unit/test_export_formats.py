@@ -98,6 +98,20 @@ def test_the_system_message_and_the_template_arguments_of_the_job_come_along() -
         convert("sft", SIBLINGS, job, shape="text")
 
 
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"tools": [{"name": "a", "parameters": {"x": 1}}, {"name": "b", "parameters": {"y": 1}}]},
+        {"tools": [{"name": "a", "parameters": {}}]},
+        {"mixed": [1, "a"]},
+    ],
+)
+def test_template_arguments_that_a_column_would_change_are_refused(kwargs: Any) -> None:
+    job = make_job(generate={"chat_template_kwargs": kwargs})
+    with pytest.raises(ExportError, match="chat_template_kwargs can't be a column"):
+        convert("sft", SIBLINGS, job)
+
+
 def test_a_chat_stays_a_chat_and_can_not_be_text() -> None:
     chat = [user("Hello?"), assistant("Yes?"), user("Go on.")]
     row = make_sample("sea", prompt=None, messages=chat)
@@ -160,6 +174,29 @@ def test_dpo_sets_an_injected_row_against_its_twin(
         for arm, (status, score) in (("control", control), ("negative", negative))
     ]
     assert pairs_of(rows, pairs=("twins",)) == pair
+
+
+@pytest.mark.parametrize(
+    ("negative", "pair"),
+    [
+        (("accepted", 0.9), [("negative 0", "control 0")]),
+        (("rejected", 0.1), [("control 0", "negative 0")]),
+        (("accepted", 0.5), []),
+    ],
+)
+def test_dpo_takes_a_twin_that_a_judge_of_pairs_did_not_score_for_even_with_itself(
+    negative: Any, pair: list[tuple[str, str]]
+) -> None:
+    status, score = negative
+    rows = [
+        make_sample("sea", score=None),
+        make_sample("sea", "negative", status=status, score=score),
+    ]
+    job = make_job(verify={"judge": {"kind": "pairwise"}})
+    for margin in (0.0, 0.25):
+        records = convert("dpo", rows, job, shape="text", pairs=("twins",), margin=margin)
+        names = {row["completion"]: f"{row['arm']} {row['sample']}" for row in rows}
+        assert [(names[r["chosen"]], names[r["rejected"]]) for r in records] == pair
 
 
 def test_dpo_sets_the_best_against_the_worst() -> None:

@@ -371,6 +371,27 @@ def test_overrides_reach_lists_new_mappings_and_new_items() -> None:
     }
 
 
+def test_an_override_reaches_names_with_dots() -> None:
+    data: dict[str, Any] = {"judges": {"qwen2.5": {"model": "a"}, "qwen2": {"model": "b"}}}
+    apply_overrides(data, ["judges.qwen2.5.model=c", "judges.qwen2.model=d", "judges.new.x=1"])
+    assert data == {"judges": {"qwen2.5": {"model": "c"}, "qwen2": {"model": "d"}, "new": {"x": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("generate.gpus_per_replica=1.5", "must be a share of one GPU, up to 1, or a whole number"),
+        ("generate.structured={json: {type: 3}}", "is no JSON Schema that can be used"),
+    ],
+)
+def test_what_ray_or_vllm_would_refuse_later_is_refused(
+    job_file: Path, change: str, message: str
+) -> None:
+    with pytest.raises(JobError, match=message):
+        load_job(job_file, [change])
+    assert load_job(job_file, ["generate.gpus_per_replica=0.5"]).generate.gpus_per_replica == 0.5
+
+
 def test_an_override_of_an_anchor_changes_its_own_place_alone() -> None:
     data = read_yaml("a: &a {x: {y: 1}, l: [{z: 1}]}\nb: *a\n", "text")
     apply_overrides(data, ["b.x.y=2", "b.l.0.z=2"])

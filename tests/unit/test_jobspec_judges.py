@@ -96,6 +96,14 @@ def test_what_can_not_work_is_refused(judge: dict[str, Any], message: str) -> No
     assert "verify.judge" in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["rubric", "pairwise"])
+def test_labels_are_not_asked_of_an_engine_that_drafts(kind: str) -> None:
+    judge = RUBRIC if kind == "rubric" else {"kind": "pairwise"}
+    drafts = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}
+    with pytest.raises(JobError, match="does not give on an engine with a speculative_config"):
+        make_job(judge | {"model": "org/other", "engine": drafts})
+
+
 def test_a_judge_of_twins_needs_a_control_for_each_sample() -> None:
     with pytest.raises(JobError, match="no arm without injections"):
         make_job({"kind": "pairwise"}, negative=2)

@@ -49,6 +49,13 @@ def make(
     return read(manifest(job, volume="claim:/mnt/data", **options))
 
 
+def test_a_name_that_begins_with_a_digit_gets_a_letter_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, ray_job = make(monkeypatch, "name=3d-stories")
+    assert ray_job["metadata"]["name"].startswith("job-3d-stories-")
+
+
 @pytest.mark.parametrize("pip", [None, "cpu", "none"])
 def test_the_manifest_is_valid_by_kuberays_schema(
     monkeypatch: pytest.MonkeyPatch, pip: str | None
@@ -70,7 +77,9 @@ def test_the_config_map_holds_the_bundle_that_the_job_works_in(
     assert runtime_env["working_dir"] == f"{folder}/bundle.zip"
     data = base64.b64decode(config_map["binaryData"]["bundle.zip"])
     names = zipfile.ZipFile(io.BytesIO(data)).namelist()
-    assert {"job.yaml", "prompts/quickstart.jsonl", "negtemp_data/__main__.py"} <= set(names)
+    assert {"job.yaml", "negtemp-prompts/quickstart.jsonl", "negtemp_data/__main__.py"} <= set(
+        names
+    )
 
 
 def test_each_engine_has_a_pod_with_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

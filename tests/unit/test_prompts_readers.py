@@ -337,9 +337,7 @@ def test_values_that_json_lacks_become_text(tmp_path: Path) -> None:
 
 def test_csv_rows_are_judged_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
-    path.write_bytes(
-        b'id,prompt\na,one\nb\nc,\xff\nd,"x"y\n\ne,"two\nlines"\nf,\ng,"no end\nh,swallowed\n'
-    )
+    path.write_bytes(b'id,prompt\na,one\nb\nc,\xff\nd,"x"y\n\ne,"two\nlines"\nf,\ng,"no end')
     assert [(p.id, p.text, p.error) for p in read(path, id="id")] == [
         ("a", "one", None),
         ("p.csv:2", None, "the row has 1 fields, the header 2"),
@@ -349,6 +347,20 @@ def test_csv_rows_are_judged_one_by_one(tmp_path: Path) -> None:
         ("f", None, "the prompt is empty"),
         ("p.csv:7", None, "not valid csv: unexpected end of data"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"), [('a,"no end\nb,two\nc,three\n', "3 to 5"), ('a,"one\nb,"two"\n', "3 to 4")]
+)
+def test_a_quote_that_would_swallow_rows_of_a_csv_is_refused(
+    text: str, lines: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(f"id,prompt\nz,zero\n{text}")
+    with pytest.raises(
+        PromptSourceError, match=f"lines {lines}: not valid csv: .* a quote is open"
+    ):
+        read(path, id="id")
 
 
 def test_csv_takes_prompts_as_long_as_any_other_format(tmp_path: Path) -> None:

@@ -339,10 +339,10 @@ def test_traced_requests_are_kept_until_their_trace_is_taken(slots: RequestSlots
     slots.leave([slot])
     for _ in range(100):
         slots.leave([slots.enter(admitted(ONCE))])
-    traces = slots.take(["k", "unknown"])
+    traces = slots.take({"k": 9, "unknown": 9})
     assert [injection.position for injection in traces["k"].injections] == [0]
     assert set(traces) == {"k"}
-    assert slots.take(["k"]) == {}
+    assert slots.take({"k": 9}) == {}
     assert slots.enter(admitted(ONCE)) == slot
 
 
@@ -352,7 +352,7 @@ def test_a_key_used_again_after_an_abort_begins_anew(slots: RequestSlots) -> Non
     slots.leave([aborted])
     again = slots.enter(admitted(ONCE, {KEY: "k"}))
     assert is_injected(slots, again, 3)
-    assert [injection.position for injection in slots.take(["k"])["k"].injections] == [3]
+    assert [injection.position for injection in slots.take({"k": 9})["k"].injections] == [3]
 
 
 def test_without_the_extension_nothing_is_kept_for_a_trace(model_folder: Path) -> None:
@@ -367,7 +367,7 @@ def test_without_the_extension_nothing_is_kept_for_a_trace(model_folder: Path) -
         slots.leave(pair)
         used.update(pair)
     assert len(used) <= 2 * MAX_NUM_SEQS + 2
-    assert slots.take(["k"]) == {}
+    assert slots.take({"k": 9}) == {}
 
 
 def test_a_schedule_that_the_models_tokens_can_not_carry_out_does_not_end_the_engine(
@@ -385,6 +385,6 @@ def test_each_engine_of_a_process_gives_the_traces_of_its_own_requests(
     other = RequestSlots(engine_config(model_folder), torch.device("cpu"))
     for engine, key in ((slots, "mine"), (other, "theirs")):
         assert is_injected(engine, engine.enter(admitted(ONCE, {KEY: key})), 0)
-    traces = take_traces(["mine", "theirs", "nobodys"])
+    traces = take_traces({"mine": 9, "theirs": 9, "nobodys": 9})
     assert [len(traces[key].injections) for key in ("mine", "theirs")] == [1, 1]
     assert traces["nobodys"] == Trace([], 0)

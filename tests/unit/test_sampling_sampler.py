@@ -174,6 +174,24 @@ def test_schedules_of_more_rules_join_while_others_run():
     assert [injection.rule for injection in traces["b"].injections] == [0, 1]
 
 
+def test_what_was_done_behind_the_end_of_a_text_is_left_out():
+    """Steps begin before the end is known: what they injected or put off does not count."""
+    waits = Rule(PeriodicTrigger(2), -1.0, Support(min_p=0.9), defer=8)
+    sampler = new_sampler()
+    slots = [sampler.open(key, Schedule((waits,)), 1) for key in "abc"]
+    certain = torch.zeros(3, WIDTH)
+    certain[:, 5] = 20.0  # alone in its support
+    for position in range(4):
+        step(sampler, certain.clone(), slots, position)
+    step(sampler, torch.zeros(3, WIDTH), slots, 4)
+    step(sampler, certain.clone(), slots, 5)
+    step(sampler, certain.clone(), slots, 6)
+    traces = sampler.take(list("abc"), [7, 6, 4])
+    assert [[each.position for each in traces[key].injections] for key in "abc"] == [[4], [4], []]
+    # At 0, at 2, and at 6, which the second text no longer has.
+    assert [traces[key].deferred for key in "ab"] == [3, 2]
+
+
 def test_triggers_of_other_kinds_join_while_others_run():
     # A new literal adds states to the table that the running one is in.
     schedules = [
