@@ -4,6 +4,7 @@ import json
 
 import datasets
 import pytest
+from safetensors.torch import save_file
 
 JOB = """
 version: 1
@@ -177,6 +178,21 @@ def test_an_engine_that_does_not_start_says_why(negtemp, tiny_model, prompts, tm
     done = negtemp("run", str(job), "--set", "generate.engine.max_model_len=9999999")
     assert done.returncode == 1
     assert "max_model_len" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_adapter_that_vllm_can_t_carry_out_is_refused_at_the_start(
+    negtemp, tiny_model, prompts, tmp_path
+):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    save_file({}, folder / "adapter_model.safetensors")
+    job = write_job(tmp_path, tiny_model, prompts)
+    done = negtemp("run", str(job), "--set", f"generate.lora={folder}")
+    assert done.returncode == 1
+    assert "could not start" in done.stderr and "DoRA" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

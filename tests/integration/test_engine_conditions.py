@@ -6,17 +6,15 @@ token at any batch size, so every difference is an error.
 
 import json
 import re
-import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from negtemp_data.engine.adapter import resolve_adapter
 from negtemp_data.engine.compile import KEY, SCHEDULE, SIBLINGS
 from negtemp_data.engine.requests import NAME
-from negtemp_data.errors import EngineStartError, GenerationError
+from negtemp_data.errors import GenerationError
 
 MAX_LEN = 512
 RULE = {"temperature": -1.0, "support": {"min_p": 0.02}}
@@ -425,17 +423,6 @@ def test_an_adapter_changes_its_own_requests_and_no_others(lora_engine, plain):
     assert all(with_it != without for with_it, without in zip(adapted, base, strict=True))
     again = [make_request(number, "lora again") for number in range(32)]
     assert run(lora_engine, again, use_lora=True) == adapted
-
-
-def test_an_adapter_that_vllm_can_t_carry_out_is_refused_at_the_start(
-    tiny_model, adapter, tmp_path
-):
-    other = Path(shutil.copytree(adapter, tmp_path / "other"))
-    config = json.loads((other / "adapter_config.json").read_text())
-    (other / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
-    arguments = resolve_adapter(str(other)).engine_arguments
-    with pytest.raises(EngineStartError, match="DoRA"):
-        start_engine(tiny_model, arguments, lora_path=str(other))
 
 
 # --- asynchronous scheduling, refusals
