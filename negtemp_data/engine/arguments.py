@@ -30,7 +30,8 @@ OURS = {
 
 _CPU_MAX_BATCHED_TOKENS = 2048
 """More makes steps of minutes on a slow machine, and none cheaper: 96 rows judged by likelihood
-took 71 and 75 s with 2,048, 84 and 85 s with 16,384 (SmolLM2-135M, two cores)."""
+took 71 and 75 s with 2,048, 84 and 85 s with 16,384, and the quickstart 178 and 213 s
+(SmolLM2-135M, two cores)."""
 CPU_KV_CACHE_BYTES = 2 << 30
 
 
