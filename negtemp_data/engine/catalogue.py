@@ -232,8 +232,8 @@ def _folder_revision(path: Path) -> str:
 
 def _has_weights(folder: Path) -> bool:
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return any(folder.glob("*.safetensors"))
+    if not index.is_file():  # .bin: somebody has put them there, and vLLM takes them
+        return any((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
     files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     return all((folder / file).is_file() for file in files)
 

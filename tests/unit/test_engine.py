@@ -328,6 +328,7 @@ def test_a_hub_model_that_is_not_here_is_a_model_error_offline(
     [
         ({}, False),  # a tokenizer, which a program has loaded alone
         ({"model.safetensors": ""}, True),
+        ({"pytorch_model.bin": ""}, True),
         ({"model.safetensors.index.json": '{"weight_map": {"a": "1.safetensors"}}'}, False),
         (
             {
