@@ -16,6 +16,7 @@ from negtemp_data.jobspec import Job, count_gpus
 if TYPE_CHECKING:
     from negtemp_data.pipeline.estimate import Estimate
 
+_KV_BYTES = "kv_cache_memory_bytes"
 _GPU_SHARE = 0.92
 """Share of a GPU's memory that vLLM takes. Source: vllm 0.32, config/cache.py,
 `gpu_memory_utilization`."""
@@ -54,7 +55,7 @@ def describe_memory(job: Job, gpus: Gpus) -> dict[str, Any] | None:
         `weights_gib`, `kv_mib_per_1000_tokens`, `engine_gib` (weights and KV cache together),
         `fits`, `samples_at_once` (of `max_tokens` each) and `engines`, as many as the GPUs have
         room for (None for CPUs). None where the model is not on this machine, its config does not
-        say, or nobody knows the memory of the GPUs.
+        say, or nobody knows the memory of the GPUs, or how much of a CPU's is meant.
     """
     from negtemp_data.engine.arguments import CPU_KV_CACHE_BYTES  # noqa: PLC0415
     from negtemp_data.engine.catalogue import local_path, measure_model  # noqa: PLC0415
@@ -66,7 +67,7 @@ def describe_memory(job: Job, gpus: Gpus) -> dict[str, Any] | None:
     weights_gib = model["weights_gib"]
     engines = None
     if not gpus.count:
-        kv_bytes = job.generate.engine.get("kv_cache_memory_bytes", CPU_KV_CACHE_BYTES)
+        kv_bytes = job.generate.engine.get(_KV_BYTES, CPU_KV_CACHE_BYTES)
         if not isinstance(kv_bytes, int):  # vLLM takes texts such as 4G, and null for its own rule
             return None
         engine_gib = weights_gib + kv_bytes / 2**30
@@ -93,6 +94,9 @@ def memory_lines(job: Job, gpus: Gpus, memory: dict[str, Any] | None, where: str
     model = job.generate.model
     if memory is None and gpus.count and gpus.smallest_gib is None:
         return [f"{where} does not say how much memory its {gpus.count:g} GPUs have."]
+    is_told = isinstance(job.generate.engine.get(_KV_BYTES, 0), int)
+    if memory is None and not gpus.count and not is_told:
+        return [f"engine.{_KV_BYTES} is no number of bytes: no estimate of memory."]
     if memory is None:
         return [f"{model} is not on this machine yet: no estimate of memory."]
     takes = (

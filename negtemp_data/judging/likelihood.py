@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 _NO_REQUEST = "Write something."
 _ORDERS = 2
-"""Other orders that `order` reads; four of them told no more (benchmarks/results/judges.md)."""
+"""Other orders that `order` reads; four, at twice the cost, tell little more
+(benchmarks/results/judges.md)."""
 
 
 class Reading(NamedTuple):
@@ -108,12 +109,13 @@ class LikelihoodJudge:
 
     async def judge(self, sample: Sample) -> Judgement | None:
         """See `Judge`. `twin` says nothing of the twin itself, `order` nothing of one sentence."""
-        request, completion, injected = sample.request, sample.completion, self._injected(sample)
+        request, completion = sample.request, sample.completion
+        if self._config.measure == "end":
+            return self._conclude((await self._reader.read(request, completion)).end)
+        injected = self._injected(sample)
         match self._config.measure:
             case "text":
                 return self._conclude((await self._read(request, completion, injected)).mean())
-            case "end":
-                return self._conclude((await self._reader.read(request, completion)).end)
             case "order":
                 return await self._judge_order(sample, injected)
             case "request":
@@ -137,7 +139,8 @@ class LikelihoodJudge:
         gain = own.sum() - np.mean([other.sum() for other in others])
         return self._conclude(gain / len(parts))
 
-    def _conclude(self, score: float) -> Judgement:
+    def _conclude(self, found: float) -> Judgement:
+        score = float(found)  # numpy's would make a bool of its own of the comparison
         if not np.isfinite(score):
             raise JudgeError(f"likelihood: the model gave {score}")
         part = CriterionScore(self._config.measure, score, None)

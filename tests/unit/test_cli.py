@@ -281,6 +281,8 @@ def test_the_plans_positions_are_those_at_which_the_sampler_fires(job_file: Path
 def test_the_plan_of_whatever_is_valid_is_shown(job_file: Path, change: str) -> None:
     plan = json.loads(call("plan", str(job_file), "--set", change, "--json").stdout)
     assert plan["rows"] > 0
+    told = call("plan", str(job_file), "--set", change, "--prompts", "0").stdout
+    assert ("is no number of bytes: no estimate" in told) == ("kv_cache" in change)
     firings = [row["firings"] for shown in plan["shown"] for row in shown["rows"]]
     assert all(len(found or ()) < 10**5 for rules in firings for found in rules)
 
