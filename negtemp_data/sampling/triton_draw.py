@@ -15,13 +15,41 @@ of a slot, H registered rules, C columns.
 import triton
 import triton.language as tl
 
-from negtemp_data.sampling.columns import (
-    OutcomeNumber,
-    OutcomeValue,
-    RowNumber,
-    RuleNumber,
-    RuleValue,
-    StateNumber,
+from negtemp_data.sampling.triton_columns import (
+    DEFER,
+    EPSILON,
+    GUARD,
+    IS_DISTINCT,
+    LAST,
+    MIN_P,
+    N_DEFERRED,
+    N_INJECTED,
+    NOMINAL,
+    NUMBER_C,
+    OUT_C,
+    OUT_DISPLACED_ID,
+    OUT_ENTROPY,
+    OUT_IS_INJECTED,
+    OUT_LOGPROB,
+    OUT_POSITION,
+    OUT_RANK,
+    OUT_RULE,
+    OUT_SLOT,
+    OUT_SUPPORT_SIZE,
+    OUT_TEMPERATURE,
+    OUT_TOKEN_ID,
+    OUT_VALUE_C,
+    OWED,
+    ROW_C,
+    SEED,
+    SIBLING,
+    SIBLINGS_SEED,
+    STATE_C,
+    TEMPERATURE,
+    TOP_N_SIGMA,
+    VALUE_C,
+    VOCABULARY,
+    XTC,
 )
 from negtemp_data.sampling.triton_random import gumbel, philox
 from negtemp_data.sampling.triton_scan import LANES
@@ -39,40 +67,6 @@ from negtemp_data.sampling.triton_support import (
 )
 
 _ANY_KEY = tl.constexpr(2**63 - 1)
-_ROW_C = tl.constexpr(len(RowNumber))
-_SEED = tl.constexpr(int(RowNumber.SEED))
-_SIBLINGS_SEED = tl.constexpr(int(RowNumber.SIBLINGS_SEED))
-_SIBLING = tl.constexpr(int(RowNumber.SIBLING))
-_NUMBER_C = tl.constexpr(len(RuleNumber))
-_DEFER = tl.constexpr(int(RuleNumber.DEFER))
-_VOCABULARY = tl.constexpr(int(RuleNumber.VOCABULARY))
-_GUARD = tl.constexpr(int(RuleNumber.GUARD))
-_IS_DISTINCT = tl.constexpr(int(RuleNumber.IS_DISTINCT))
-_VALUE_C = tl.constexpr(len(RuleValue))
-_TEMPERATURE = tl.constexpr(int(RuleValue.TEMPERATURE))
-_MIN_P = tl.constexpr(int(RuleValue.MIN_P))
-_TOP_N_SIGMA = tl.constexpr(int(RuleValue.TOP_N_SIGMA))
-_EPSILON = tl.constexpr(int(RuleValue.EPSILON))
-_XTC = tl.constexpr(int(RuleValue.XTC))
-_STATE_C = tl.constexpr(len(StateNumber))
-_OWED = tl.constexpr(int(StateNumber.OWED))
-_NOMINAL = tl.constexpr(int(StateNumber.NOMINAL))
-_LAST = tl.constexpr(int(StateNumber.LAST))
-_N_INJECTED = tl.constexpr(int(StateNumber.N_INJECTED))
-_N_DEFERRED = tl.constexpr(int(StateNumber.N_DEFERRED))
-_OUT_C = tl.constexpr(len(OutcomeNumber))
-_OUT_SLOT = tl.constexpr(int(OutcomeNumber.SLOT))
-_OUT_POSITION = tl.constexpr(int(OutcomeNumber.POSITION))
-_OUT_IS_INJECTED = tl.constexpr(int(OutcomeNumber.IS_INJECTED))
-_OUT_RULE = tl.constexpr(int(OutcomeNumber.RULE))
-_OUT_TOKEN_ID = tl.constexpr(int(OutcomeNumber.TOKEN_ID))
-_OUT_DISPLACED_ID = tl.constexpr(int(OutcomeNumber.DISPLACED_ID))
-_OUT_SUPPORT_SIZE = tl.constexpr(int(OutcomeNumber.SUPPORT_SIZE))
-_OUT_RANK = tl.constexpr(int(OutcomeNumber.RANK))
-_OUT_VALUE_C = tl.constexpr(len(OutcomeValue))
-_OUT_TEMPERATURE = tl.constexpr(int(OutcomeValue.TEMPERATURE))
-_OUT_LOGPROB = tl.constexpr(int(OutcomeValue.LOGPROB))
-_OUT_ENTROPY = tl.constexpr(int(OutcomeValue.ENTROPY))
 
 
 @triton.jit(do_not_specialize=GROWING)
@@ -118,27 +112,27 @@ def draw_from_rows(
     known = tl.load(known_K + k)
     if known > 0:
         z_V = logits_RV + tl.load(row_K + k) * row_stride
-        out_C = number_KC + k * _OUT_C
-        slot = tl.load(out_C + _OUT_SLOT)
-        position = tl.load(out_C + _OUT_POSITION)
-        rule = tl.load(out_C + _OUT_RULE)
-        number_C = number_HC + known * _NUMBER_C
-        limit_C = value_HC + known * _VALUE_C
-        row_C = row_SC + slot * _ROW_C
-        allowed_V = mask_NV + tl.load(number_C + _VOCABULARY) * mask_stride
+        out_C = number_KC + k * OUT_C
+        slot = tl.load(out_C + OUT_SLOT)
+        position = tl.load(out_C + OUT_POSITION)
+        rule = tl.load(out_C + OUT_RULE)
+        number_C = number_HC + known * NUMBER_C
+        limit_C = value_HC + known * VALUE_C
+        row_C = row_SC + slot * ROW_C
+        allowed_V = mask_NV + tl.load(number_C + VOCABULARY) * mask_stride
         block_B = block_KB + k * n_blocks
         argmax = tl.load(argmax_K + k)
         log_normalizer = tl.load(log_normalizer_K + k)
-        guard_V = mask_NV + tl.load(number_C + _GUARD) * mask_stride
-        n_sigma = tl.load(limit_C + _TOP_N_SIGMA).to(tl.float32)
-        xtc = tl.load(limit_C + _XTC).to(tl.float32)
+        guard_V = mask_NV + tl.load(number_C + GUARD) * mask_stride
+        n_sigma = tl.load(limit_C + TOP_N_SIGMA).to(tl.float32)
+        xtc = tl.load(limit_C + XTC).to(tl.float32)
         lower, upper, n_found = find_support(
             k,
             z_V,
             width,
             tl.load(guard_V + argmax) != 0,
-            min_p=tl.load(limit_C + _MIN_P).to(tl.float32),
-            epsilon=tl.load(limit_C + _EPSILON).to(tl.float32),
+            min_p=tl.load(limit_C + MIN_P).to(tl.float32),
+            epsilon=tl.load(limit_C + EPSILON).to(tl.float32),
             n_sigma=n_sigma if deviation_K is not None else None,
             xtc=xtc if HAS_XTC else None,
             floor_K=floor_K,
@@ -153,11 +147,11 @@ def draw_from_rows(
         )
         size, least, most = survey(z_V, allowed_V, block_B, n_found, width, lower, upper, BLOCKS)
         if size >= 2:
-            temperature = tl.load(limit_C + _TEMPERATURE).to(tl.float32)
+            temperature = tl.load(limit_C + TEMPERATURE).to(tl.float32)
             origin = tl.where(temperature < 0, least, most)
-            is_distinct = tl.load(number_C + _IS_DISTINCT) != 0
-            seed = tl.load(row_C + tl.where(is_distinct, _SIBLINGS_SEED, _SEED))
-            order = tl.where(is_distinct, tl.load(row_C + _SIBLING), 0)
+            is_distinct = tl.load(number_C + IS_DISTINCT) != 0
+            seed = tl.load(row_C + tl.where(is_distinct, SIBLINGS_SEED, SEED))
+            order = tl.where(is_distinct, tl.load(row_C + SIBLING), 0)
             key = tl.full((), _ANY_KEY, tl.int64)
             # Each turn finds the best candidate behind the last one found.
             for _ in range(0, (order % size).to(tl.int32) + 1):
@@ -173,29 +167,29 @@ def draw_from_rows(
             token = (key & ID_BITS) ^ ID_BITS
             z_token = tl.load(z_V + token)
             rank = count_reaching(z_V, block_B, n_found, width, z_token, BLOCKS)
-            tl.store(out_C + _OUT_IS_INJECTED, 1)
-            tl.store(out_C + _OUT_TOKEN_ID, token)
-            tl.store(out_C + _OUT_DISPLACED_ID, argmax)
-            tl.store(out_C + _OUT_SUPPORT_SIZE, size.to(tl.int64))
-            tl.store(out_C + _OUT_RANK, rank.to(tl.int64))
-            value_C = value_KC + k * _OUT_VALUE_C
-            tl.store(value_C + _OUT_TEMPERATURE, temperature)
-            tl.store(value_C + _OUT_LOGPROB, z_token - log_normalizer)
-            tl.store(value_C + _OUT_ENTROPY, tl.load(entropy_K + k))
+            tl.store(out_C + OUT_IS_INJECTED, 1)
+            tl.store(out_C + OUT_TOKEN_ID, token)
+            tl.store(out_C + OUT_DISPLACED_ID, argmax)
+            tl.store(out_C + OUT_SUPPORT_SIZE, size.to(tl.int64))
+            tl.store(out_C + OUT_RANK, rank.to(tl.int64))
+            value_C = value_KC + k * OUT_VALUE_C
+            tl.store(value_C + OUT_TEMPERATURE, temperature)
+            tl.store(value_C + OUT_LOGPROB, z_token - log_normalizer)
+            tl.store(value_C + OUT_ENTROPY, tl.load(entropy_K + k))
             there = ((position + 1) % n_kept * n_slots + slot) * n_rules + rule
-            _note_injection(state_WSMC + there * _STATE_C, position, tl.load(number_C + _DEFER))
+            _note_injection(state_WSMC + there * STATE_C, position, tl.load(number_C + DEFER))
 
 
 @triton.jit
 def _note_injection(state_C, position, defer):
     """Makes of a rule's state, in which its injection has to wait, one in which it was made."""
-    n_deferred = tl.load(state_C + _N_DEFERRED)
-    begins_to_wait = (tl.load(state_C + _NOMINAL) == position) & (defer > 0)
-    tl.store(state_C + _N_DEFERRED, n_deferred - begins_to_wait.to(tl.int64))
-    tl.store(state_C + _OWED, tl.load(state_C + _OWED) - 1)
-    tl.store(state_C + _N_INJECTED, tl.load(state_C + _N_INJECTED) + 1)
-    tl.store(state_C + _LAST, position)
-    tl.store(state_C + _NOMINAL, position + 1)
+    n_deferred = tl.load(state_C + N_DEFERRED)
+    begins_to_wait = (tl.load(state_C + NOMINAL) == position) & (defer > 0)
+    tl.store(state_C + N_DEFERRED, n_deferred - begins_to_wait.to(tl.int64))
+    tl.store(state_C + OWED, tl.load(state_C + OWED) - 1)
+    tl.store(state_C + N_INJECTED, tl.load(state_C + N_INJECTED) + 1)
+    tl.store(state_C + LAST, position)
+    tl.store(state_C + NOMINAL, position + 1)
 
 
 @triton.jit
@@ -211,9 +205,9 @@ def write_one_hot(logits_RV, row_stride, row_K, number_KC, width, SIZE: tl.const
         SIZE: Logits of a part.
     """
     k = tl.program_id(0)
-    out_C = number_KC + k * _OUT_C
-    if tl.load(out_C + _OUT_IS_INJECTED) != 0:
+    out_C = number_KC + k * OUT_C
+    if tl.load(out_C + OUT_IS_INJECTED) != 0:
         z_V = logits_RV + tl.load(row_K + k) * row_stride
         id_P = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
-        one_hot_P = tl.where(id_P == tl.load(out_C + _OUT_TOKEN_ID), 0.0, float("-inf"))
+        one_hot_P = tl.where(id_P == tl.load(out_C + OUT_TOKEN_ID), 0.0, float("-inf"))
         tl.store(z_V + id_P, one_hot_P, mask=id_P < width)

@@ -11,16 +11,42 @@ slot, H registered rules, A listed positions, X states of text automata, C colum
 import triton
 import triton.language as tl
 
-from negtemp_data.sampling.columns import (
-    OutcomeNumber,
-    RowNumber,
-    RuleNumber,
-    RuleValue,
-    StateNumber,
-)
 from negtemp_data.sampling.philox import Stream
 from negtemp_data.sampling.state import LONG_AGO
 from negtemp_data.sampling.text import FireCode
+from negtemp_data.sampling.triton_columns import (
+    BURST,
+    COOLDOWN,
+    DEFER,
+    ENTROPY_ABOVE,
+    ENTROPY_BELOW,
+    EVERY,
+    JITTER,
+    LAST,
+    MARGIN_BELOW,
+    MAX_INJECTIONS,
+    N_DEFERRED,
+    N_INJECTED,
+    NOMINAL,
+    NUMBER_C,
+    OUT_C,
+    OUT_IS_AGAIN,
+    OUT_IS_INJECTED,
+    OUT_POSITION,
+    OUT_REQUEST,
+    OUT_RULE,
+    OUT_SLOT,
+    OWED,
+    RATE,
+    REQUEST,
+    ROW_C,
+    SEED,
+    START,
+    STATE_C,
+    STOP,
+    TEXT,
+    VALUE_C,
+)
 from negtemp_data.sampling.triton_random import philox
 
 _RATE_WORDS = tl.constexpr(int(Stream.RATE))
@@ -30,37 +56,6 @@ _NEVER = tl.constexpr(-(2**63))
 _LONG_AGO = tl.constexpr(LONG_AGO)
 _ALWAYS = tl.constexpr(int(FireCode.ALWAYS))
 _BEFORE_SPACE = tl.constexpr(int(FireCode.BEFORE_SPACE))
-_ROW_C = tl.constexpr(len(RowNumber))
-_SEED = tl.constexpr(int(RowNumber.SEED))
-_REQUEST = tl.constexpr(int(RowNumber.REQUEST))
-_NUMBER_C = tl.constexpr(len(RuleNumber))
-_START = tl.constexpr(int(RuleNumber.START))
-_STOP = tl.constexpr(int(RuleNumber.STOP))
-_EVERY = tl.constexpr(int(RuleNumber.EVERY))
-_JITTER = tl.constexpr(int(RuleNumber.JITTER))
-_RATE = tl.constexpr(int(RuleNumber.RATE))
-_BURST = tl.constexpr(int(RuleNumber.BURST))
-_MAX_INJECTIONS = tl.constexpr(int(RuleNumber.MAX_INJECTIONS))
-_COOLDOWN = tl.constexpr(int(RuleNumber.COOLDOWN))
-_DEFER = tl.constexpr(int(RuleNumber.DEFER))
-_VALUE_C = tl.constexpr(len(RuleValue))
-_ENTROPY_ABOVE = tl.constexpr(int(RuleValue.ENTROPY_ABOVE))
-_ENTROPY_BELOW = tl.constexpr(int(RuleValue.ENTROPY_BELOW))
-_MARGIN_BELOW = tl.constexpr(int(RuleValue.MARGIN_BELOW))
-_STATE_C = tl.constexpr(len(StateNumber))
-_OWED = tl.constexpr(int(StateNumber.OWED))
-_NOMINAL = tl.constexpr(int(StateNumber.NOMINAL))
-_LAST = tl.constexpr(int(StateNumber.LAST))
-_N_INJECTED = tl.constexpr(int(StateNumber.N_INJECTED))
-_N_DEFERRED = tl.constexpr(int(StateNumber.N_DEFERRED))
-_TEXT = tl.constexpr(int(StateNumber.TEXT))
-_OUT_C = tl.constexpr(len(OutcomeNumber))
-_OUT_SLOT = tl.constexpr(int(OutcomeNumber.SLOT))
-_OUT_REQUEST = tl.constexpr(int(OutcomeNumber.REQUEST))
-_OUT_POSITION = tl.constexpr(int(OutcomeNumber.POSITION))
-_OUT_IS_INJECTED = tl.constexpr(int(OutcomeNumber.IS_INJECTED))
-_OUT_IS_AGAIN = tl.constexpr(int(OutcomeNumber.IS_AGAIN))
-_OUT_RULE = tl.constexpr(int(OutcomeNumber.RULE))
 
 GROWING = ["n_slots", "n_rules", "n_listed"]
 """Numbers that grow while requests come in: a kernel must not be compiled anew for some of them."""
@@ -105,38 +100,38 @@ def settle_rows(
     k = tl.program_id(0)
     slot = tl.load(slot_K + k)
     position = tl.load(position_K + k)
-    out_C = number_KC + k * _OUT_C
-    tl.store(out_C + _OUT_SLOT, slot)
-    tl.store(out_C + _OUT_POSITION, position)
-    tl.store(out_C + _OUT_IS_INJECTED, 0)
-    tl.store(out_C + _OUT_IS_AGAIN, 0)
+    out_C = number_KC + k * OUT_C
+    tl.store(out_C + OUT_SLOT, slot)
+    tl.store(out_C + OUT_POSITION, position)
+    tl.store(out_C + OUT_IS_INJECTED, 0)
+    tl.store(out_C + OUT_IS_AGAIN, 0)
     tl.store(known_K + k, 0)
     if slot > 0:
         rule_M = tl.arange(0, PADDED)
         known_M = tl.load(rule_SM + slot * n_rules + rule_M, mask=rule_M < n_rules, other=0)
         is_rule_M = known_M > 0
-        number_MC = number_HC + known_M * _NUMBER_C
+        number_MC = number_HC + known_M * NUMBER_C
         latest, is_again = _recall(tag_WS + slot, n_slots, n_kept, position)
-        slot_M = state_WSMC + (slot * n_rules + rule_M) * _STATE_C
-        before_MC = slot_M + latest * n_slots * n_rules * _STATE_C
+        slot_M = state_WSMC + (slot * n_rules + rule_M) * STATE_C
+        before_MC = slot_M + latest * n_slots * n_rules * STATE_C
         owed_M, nominal_M, last_M, n_injected_M, n_deferred_M, text_M = _load_states(
             before_MC, is_rule_M
         )
         _remember(tag_WS + slot, n_slots, n_kept, position)
-        here_MC = slot_M + (position % n_kept) * n_slots * n_rules * _STATE_C
+        here_MC = slot_M + (position % n_kept) * n_slots * n_rules * STATE_C
         _store_states(
             here_MC, is_rule_M, owed_M, nominal_M, last_M, n_injected_M, n_deferred_M, text_M
         )
 
-        defer_M = tl.load(number_MC + _DEFER)
+        defer_M = tl.load(number_MC + DEFER)
         owed_M = tl.where(position > nominal_M + defer_M, 0, owed_M)
-        start_M = tl.load(number_MC + _START)
-        is_in_range_M = (position >= start_M) & (position < tl.load(number_MC + _STOP))
+        start_M = tl.load(number_MC + START)
+        is_in_range_M = (position >= start_M) & (position < tl.load(number_MC + STOP))
         if fires_KM is not None:
             fires_M = tl.load(fires_KM + k * n_rules + rule_M, mask=is_rule_M, other=0) != 0
         else:
             fires_M = is_in_range_M & _fires_by_position(
-                tl.load(row_SC + slot * _ROW_C + _SEED),
+                tl.load(row_SC + slot * ROW_C + SEED),
                 position,
                 rule_M,
                 number_MC,
@@ -155,7 +150,7 @@ def settle_rows(
                 is_met_M |= (code_M == _BEFORE_SPACE) & begins
         if argmax_K is not None:
             entropy, margin = tl.load(entropy_K + k), tl.load(margin_K + k)
-            is_met_M |= _meets_limits(entropy, margin, value_HC + known_M * _VALUE_C)
+            is_met_M |= _meets_limits(entropy, margin, value_HC + known_M * VALUE_C)
 
         winner, owed_M, nominal_M = _take_firings(
             fires_M | (is_met_M & is_in_range_M),
@@ -172,13 +167,13 @@ def settle_rows(
         is_winner_M = rule_M == winner
         begins_to_wait_M = is_winner_M & (defer_M > 0) & (nominal_M == position)
         n_deferred_M += begins_to_wait_M.to(tl.int64)
-        there_MC = slot_M + ((position + 1) % n_kept) * n_slots * n_rules * _STATE_C
+        there_MC = slot_M + ((position + 1) % n_kept) * n_slots * n_rules * STATE_C
         _store_states(
             there_MC, is_rule_M, owed_M, nominal_M, last_M, n_injected_M, n_deferred_M, text_M
         )
-        tl.store(out_C + _OUT_REQUEST, tl.load(row_SC + slot * _ROW_C + _REQUEST))
-        tl.store(out_C + _OUT_IS_AGAIN, is_again.to(tl.int64))
-        tl.store(out_C + _OUT_RULE, winner.to(tl.int64))
+        tl.store(out_C + OUT_REQUEST, tl.load(row_SC + slot * ROW_C + REQUEST))
+        tl.store(out_C + OUT_IS_AGAIN, is_again.to(tl.int64))
+        tl.store(out_C + OUT_RULE, winner.to(tl.int64))
         tl.store(known_K + k, tl.sum(tl.where(is_winner_M, known_M, 0), axis=0))
 
 
@@ -196,14 +191,14 @@ def _take_firings(
     PADDED: tl.constexpr,
 ):
     """Which rule is due, PADDED: none, and what rules owe then, and when."""
-    left_M = tl.load(number_MC + _MAX_INJECTIONS) - n_injected_M
+    left_M = tl.load(number_MC + MAX_INJECTIONS) - n_injected_M
     is_in_burst_M = (owed_M > 0) & (nominal_M == position)
-    is_cool_M = position - last_M > tl.load(number_MC + _COOLDOWN)
+    is_cool_M = position - last_M > tl.load(number_MC + COOLDOWN)
     starts_M = fires_M & is_rule_M & is_cool_M & (left_M > 0) & (is_in_burst_M == 0)
     winner = tl.min(tl.where(starts_M | (owed_M > 0), rule_M, PADDED), axis=0)
     # A firing behind the winner is lost.
     starts_M = starts_M & (rule_M <= winner)
-    fired_M = tl.minimum(tl.load(number_MC + _BURST), left_M)
+    fired_M = tl.minimum(tl.load(number_MC + BURST), left_M)
     return winner, tl.where(starts_M, fired_M, owed_M), tl.where(starts_M, position, nominal_M)
 
 
@@ -219,9 +214,9 @@ def _read_token(token, text_M, position, next_XV, code_X, width):
 @triton.jit
 def _meets_limits(entropy, margin, value_MC):
     """Whether entropy or margin are what rules wait for; nan never is."""
-    is_met_M = entropy > tl.load(value_MC + _ENTROPY_ABOVE)
-    is_met_M |= entropy < tl.load(value_MC + _ENTROPY_BELOW)
-    return is_met_M | (margin < tl.load(value_MC + _MARGIN_BELOW))
+    is_met_M = entropy > tl.load(value_MC + ENTROPY_ABOVE)
+    is_met_M |= entropy < tl.load(value_MC + ENTROPY_BELOW)
+    return is_met_M | (margin < tl.load(value_MC + MARGIN_BELOW))
 
 
 @triton.jit
@@ -252,12 +247,12 @@ def _remember(tag_W, n_slots, n_kept, position):
 
 @triton.jit
 def _load_states(state_MC, is_rule_M):
-    owed_M = tl.load(state_MC + _OWED, mask=is_rule_M, other=0)
-    nominal_M = tl.load(state_MC + _NOMINAL, mask=is_rule_M, other=0)
-    last_M = tl.load(state_MC + _LAST, mask=is_rule_M, other=0)
-    n_injected_M = tl.load(state_MC + _N_INJECTED, mask=is_rule_M, other=0)
-    n_deferred_M = tl.load(state_MC + _N_DEFERRED, mask=is_rule_M, other=0)
-    text_M = tl.load(state_MC + _TEXT, mask=is_rule_M, other=-1)
+    owed_M = tl.load(state_MC + OWED, mask=is_rule_M, other=0)
+    nominal_M = tl.load(state_MC + NOMINAL, mask=is_rule_M, other=0)
+    last_M = tl.load(state_MC + LAST, mask=is_rule_M, other=0)
+    n_injected_M = tl.load(state_MC + N_INJECTED, mask=is_rule_M, other=0)
+    n_deferred_M = tl.load(state_MC + N_DEFERRED, mask=is_rule_M, other=0)
+    text_M = tl.load(state_MC + TEXT, mask=is_rule_M, other=-1)
     return owed_M, nominal_M, last_M, n_injected_M, n_deferred_M, text_M
 
 
@@ -265,28 +260,28 @@ def _load_states(state_MC, is_rule_M):
 def _store_states(
     state_MC, is_rule_M, owed_M, nominal_M, last_M, n_injected_M, n_deferred_M, text_M
 ):
-    tl.store(state_MC + _OWED, owed_M, mask=is_rule_M)
-    tl.store(state_MC + _NOMINAL, nominal_M, mask=is_rule_M)
-    tl.store(state_MC + _LAST, last_M, mask=is_rule_M)
-    tl.store(state_MC + _N_INJECTED, n_injected_M, mask=is_rule_M)
-    tl.store(state_MC + _N_DEFERRED, n_deferred_M, mask=is_rule_M)
-    tl.store(state_MC + _TEXT, text_M, mask=is_rule_M)
+    tl.store(state_MC + OWED, owed_M, mask=is_rule_M)
+    tl.store(state_MC + NOMINAL, nominal_M, mask=is_rule_M)
+    tl.store(state_MC + LAST, last_M, mask=is_rule_M)
+    tl.store(state_MC + N_INJECTED, n_injected_M, mask=is_rule_M)
+    tl.store(state_MC + N_DEFERRED, n_deferred_M, mask=is_rule_M)
+    tl.store(state_MC + TEXT, text_M, mask=is_rule_M)
 
 
 @triton.jit
 def _fires_by_position(seed, position, rule_M, number_MC, start_M, at_MA, n_listed):
     """Where rules fire, from their starts on; as `negtemp_data.sampling.firing` has it."""
-    every_M = tl.load(number_MC + _EVERY)
+    every_M = tl.load(number_MC + EVERY)
     # Of no meaning before the start, where a remainder may be negative.
     since_M = tl.maximum(position - start_M, 0)
     begin_M = position - since_M % tl.maximum(every_M, 1)
     zero_M = rule_M * 0
     word_M = philox(seed, zero_M, begin_M, rule_M, _JITTER_WORDS).to(tl.int64)
-    shift_M = word_M * (tl.load(number_MC + _JITTER) + 1) >> 32
+    shift_M = word_M * (tl.load(number_MC + JITTER) + 1) >> 32
     hits_M = (every_M > 0) & (position == begin_M + shift_M)
     here_M = begin_M * 0 + position
     word_M = philox(seed, zero_M, here_M, rule_M, _RATE_WORDS).to(tl.int64)
-    hits_M = hits_M | (word_M < tl.load(number_MC + _RATE))
+    hits_M = hits_M | (word_M < tl.load(number_MC + RATE))
     for a in range(0, n_listed):
         hits_M = hits_M | (tl.load(at_MA + a) == position)
     return hits_M
