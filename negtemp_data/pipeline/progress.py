@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from negtemp_data.engine.steps import StepLog
@@ -28,8 +28,12 @@ class RowCounts:
         setattr(self, row["status"], getattr(self, row["status"]) + 1)
 
     def __add__(self, other: "RowCounts") -> "RowCounts":
-        mine, theirs = asdict(self), asdict(other)
-        return RowCounts(**{name: mine[name] + theirs[name] for name in mine})
+        return RowCounts(
+            self.accepted + other.accepted,
+            self.rejected + other.rejected,
+            self.failed + other.failed,
+            self.unverified + other.unverified,
+        )
 
 
 ArmCounts = dict[str, RowCounts]

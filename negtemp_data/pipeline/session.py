@@ -28,6 +28,9 @@ def ray_session(address: str | None, log: Path) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address is None:
+        # Ray starts workers with a niceness of 15, for machines where they keep its own processes
+        # from running; these need little here, and all that runs beside an engine holds it up.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         options |= {
             "address": "local",
             "include_dashboard": False,
