@@ -46,7 +46,7 @@ generate:
 schedules: {{control: {{base: {{temperature: 0.8}}}}}}
 output: {{path: {out}}}
 """
-SIZES = {"smollm2": {"max_tokens": 192, "samples": 2}, "tiny": {"max_tokens": 256, "samples": 10}}
+SIZES = {"smollm2": {"max_tokens": 128, "samples": 2}, "tiny": {"max_tokens": 256, "samples": 10}}
 SIDES = ("negtemp", "llm", "llm-process", "ray.data.llm")
 
 

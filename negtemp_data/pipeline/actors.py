@@ -20,7 +20,7 @@ from negtemp_data.engine.catalogue import folder_here
 from negtemp_data.engine.engine import Engine, EngineSpec
 from negtemp_data.errors import EngineDeadError, EngineStartError, NegtempError, StorageError
 from negtemp_data.jobspec import Job
-from negtemp_data.pipeline.board import report_pause_s
+from negtemp_data.pipeline.board import MAX_STARTS_IN_VAIN, report_pause_s, restart_pause_s
 from negtemp_data.pipeline.judges import EXIT_ENGINE_DEAD, job_judge
 from negtemp_data.pipeline.logs import send_output_to
 from negtemp_data.pipeline.maker import Row, ShardMaker
@@ -29,9 +29,6 @@ from negtemp_data.pipeline.reuse import OldRows
 from negtemp_data.pipeline.suspects import Care
 from negtemp_data.pipeline.worker import Worker
 from negtemp_data.storage import Output
-
-_MAX_STARTS_IN_VAIN = 5
-_LONGEST_PAUSE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -154,13 +151,12 @@ class GeneratorActor:
             "engine_starts", worker=self._process, replaces=replaced, in_vain=starts - 1
         )
         in_vain = starts - self._settings.max_replicas
-        if in_vain > (_MAX_STARTS_IN_VAIN - 1) * self._settings.max_replicas:
+        if in_vain > (MAX_STARTS_IN_VAIN - 1) * self._settings.max_replicas:
             raise EngineStartError(
                 f"engines were started {starts} times without finishing a row; the run's logs, "
                 f"{self._settings.output.logs}, say why they died."
             )
-        if in_vain > 0:
-            time.sleep(min(_LONGEST_PAUSE_S, 2.0 ** (in_vain / self._settings.max_replicas)))
+        time.sleep(restart_pause_s(in_vain / self._settings.max_replicas))
 
     def _end_with_engine(self, error: EngineDeadError) -> None:
         with self._ending:  # never left: all shards hear of the death, one tells of it

@@ -1,11 +1,16 @@
 """Where workers report to and the driver looks; an actor's plain class."""
 
 import time
+from collections import Counter
 
 from negtemp_data.engine.steps import StepLog
 from negtemp_data.pipeline.progress import ArmCounts, Tally, Work
 from negtemp_data.pipeline.suspects import Care, Suspects
 
+MAX_STARTS_IN_VAIN = 5
+"""Starts of a replica's engine without a result, before it gives up."""
+
+_LONGEST_PAUSE_S = 30.0
 _REPORT_EVERY_S = 0.5
 _REPORTS_PER_S = 200
 """Most reports of all processes together: a seventh of what the board took when it was measured."""
@@ -16,6 +21,11 @@ def report_pause_s(n_processes: int) -> float:
     return max(_REPORT_EVERY_S, n_processes / _REPORTS_PER_S)
 
 
+def restart_pause_s(n_in_vain: float) -> float:
+    """Seconds to wait before an engine's start that follows so many in vain."""
+    return min(_LONGEST_PAUSE_S, 2.0**n_in_vain) if n_in_vain > 0 else 0.0
+
+
 class Board:
     """Counts, engine starts, and what was in flight when an engine died."""
 
@@ -24,6 +34,7 @@ class Board:
         self._tally = Tally()
         self._suspects = Suspects()
         self._processes: dict[str, str] = {}
+        self._judge_starts: Counter[str] = Counter()
 
     def engine_starts(self, worker: str, process: str) -> tuple[int, str | None]:
         """Notes that a worker starts an engine.
@@ -50,8 +61,15 @@ class Board:
         self._tally.shards |= shards
         self._tally.work[process] = work
 
+    def judge_starts(self, replica: str) -> int:
+        """Notes that a judge's replica starts an engine; returns its starts since its last step."""
+        self._judge_starts[replica] += 1
+        return self._judge_starts[replica]
+
     def report_judge(self, replica: str, process: str, steps: StepLog) -> None:
         """Notes that a judge's process lives, and replaces what its steps have cost."""
+        if steps.steps:
+            del self._judge_starts[replica]
         self._tally.judges[process] = steps
         self._tally.judges_seen_at[replica] = time.monotonic()
 

@@ -1,7 +1,7 @@
 """Judges' engines of their own: actors that work while generation goes on.
 
 Only prompts and answers travel; what is asked and what an answer means stays with the worker that
-made the sample. A replica that dies is replaced by Ray, and asked again.
+made the sample. A replica that dies is replaced by Ray.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from negtemp_data.engine.engine import Engine, EngineSpec, Generation
 from negtemp_data.engine.questions import question_params
 from negtemp_data.engine.steps import StepLog
 from negtemp_data.engine.tokens import PromptEncoder
-from negtemp_data.errors import EngineDeadError, JudgeError, NegtempError, StorageError
+from negtemp_data.errors import EngineDeadError, EngineStartError, NegtempError, StorageError
 from negtemp_data.jobspec import (
     SAME,
     EngineJudgeConfig,
@@ -34,26 +34,17 @@ from negtemp_data.jobspec import (
 )
 from negtemp_data.judging import Judge, build_judge
 from negtemp_data.judging.asking import JudgingEngine, Question
-from negtemp_data.pipeline.board import report_pause_s
+from negtemp_data.pipeline.board import MAX_STARTS_IN_VAIN, report_pause_s, restart_pause_s
 from negtemp_data.pipeline.logs import send_output_to
 from negtemp_data.pipeline.metrics import JudgeMetrics
+from negtemp_data.pipeline.replicas import EngineFacts, RemoteEngine
 from negtemp_data.storage import Output
 
 EXIT_ENGINE_DEAD = 70
 """Exit code of a process whose engine died (EX_SOFTWARE of sysexits.h)."""
 
-_MAX_DEATHS = 3
-"""Deaths of a replica under a request before its row fails."""
-
 _MOST_REQUESTS = 4096
 """Requests that a replica takes at a time."""
-
-
-class _Facts(NamedTuple):
-    """What a worker must know of a replica's engine."""
-
-    model_path: str
-    max_model_len: int
 
 
 class JudgePool(NamedTuple):
@@ -87,6 +78,11 @@ class JudgeSettings:
     engine: EngineSpec
     output: Output
 
+    @property
+    def key(self) -> str:
+        """Names the replica on the board."""
+        return self.pool.replica_key(self.number)
+
 
 class JudgeReplica:
     """One engine of a judge; an actor's plain class."""
@@ -100,24 +96,24 @@ class JudgeReplica:
         send_output_to(output.logs / f"{self._name}.log")
         threading.Thread(target=self._keep_reporting, name="report", daemon=True).start()
         try:
-            output.append_event("judge_starts", worker=self._name)
+            self._announce_start()
             path = folder_here(settings.engine.model_path, settings.pool.model)
             self._engine = Engine(replace(settings.engine, model_path=path))
             output.append_event("judge_ready", worker=self._name)
         except NegtempError as error:
             self._failure = error
+            with suppress(StorageError):
+                output.append_event("judge_failed", worker=self._name, reason=str(error))
 
     async def describe(self) -> bytes:
-        """`_Facts`, or the error that kept the engine from starting; pickled."""
+        """`EngineFacts`, or the error that kept the engine from starting; pickled."""
         if self._engine is None:
             return pickle.dumps(self._failure)
-        return pickle.dumps(_Facts(self._engine.model_path, self._engine.max_model_len))
+        return pickle.dumps(EngineFacts(self._engine.model_path, self._engine.max_model_len))
 
     async def answer(self, question: Question) -> Generation:
-        """The engine's answer."""
-        if self._engine is None:
-            assert self._failure is not None
-            raise self._failure
+        """The engine's answer; who has read of a failure does not ask."""
+        assert self._engine is not None
         try:
             return await asyncio.wrap_future(_ask(self._engine, question))
         except EngineDeadError as error:
@@ -126,15 +122,26 @@ class JudgeReplica:
             # Not an exception: Ray would keep this actor, whose engine is gone.
             os._exit(EXIT_ENGINE_DEAD)
 
+    def _announce_start(self) -> None:
+        """Notes a start; waits before one that follows others in vain, and gives up after some."""
+        starts = ray.get(self._board.judge_starts.remote(self._settings.key))
+        self._output.append_event("judge_starts", worker=self._name, in_vain=starts - 1)
+        if starts > MAX_STARTS_IN_VAIN:
+            raise EngineStartError(
+                f"an engine of the judge {self._settings.pool.model} was started {starts - 1} "
+                f"times without answering anything; the run's logs, {self._output.logs}, say why "
+                "it died."
+            )
+        time.sleep(restart_pause_s(starts - 1))
+
     def _keep_reporting(self) -> None:
         """Tells the board that this process lives, from before its engine starts."""
         settings = self._settings
         metrics = JudgeMetrics(settings.run, settings.pool.model)
-        while True:
+        while self._failure is None:
             steps = self._engine.steps if self._engine is not None else StepLog()
             metrics.saw_tokens(steps.prompt_tokens)
-            key = settings.pool.replica_key(settings.number)
-            self._board.report_judge.remote(key, self._name, steps)
+            self._board.report_judge.remote(settings.key, self._name, steps)
             time.sleep(report_pause_s(settings.engine.replicas))
 
 
@@ -177,20 +184,16 @@ def start_pools(
 def lost_judge(
     pools: Iterable[JudgePool], seen_at: Mapping[str, float], since: float
 ) -> str | None:
-    """Model of a replica that has been silent since that time; None: there is none.
+    """Model of a pool that has been silent since that time; None: there is none.
 
-    One that never said a word still waits for its first place. What was asked of a lost one waits
-    with it, so the others of its pool don't help.
+    One that never said a word still waits for its first place.
     """
-    replicas = ((pool, number) for pool in pools for number in range(pool.replicas))
-    return next(
-        (
-            pool.model
-            for pool, number in replicas
-            if seen_at.get(pool.replica_key(number), since) < since
-        ),
-        None,
-    )
+    for pool in pools:
+        keys = map(pool.replica_key, range(pool.replicas))
+        words = [seen_at[key] for key in keys if key in seen_at]
+        if words and max(words) < since:
+            return pool.model
+    return None
 
 
 def _settings(
@@ -212,7 +215,6 @@ def _start(settings: JudgeSettings, board: Any) -> Any:
         "num_cpus": 0,  # the worker that waits for it holds the slots
         "num_gpus": settings.pool.gpus,
         "max_restarts": -1,
-        "max_task_retries": _MAX_DEATHS,
         "max_concurrency": _MOST_REQUESTS,
         "scheduling_strategy": "SPREAD",
     }
@@ -233,59 +235,9 @@ class LocalEngine:
         return _ask(self._engine, question)
 
 
-class RemoteEngine:
-    """A judge's replicas, seen as one engine; safe to use from any thread."""
-
-    def __init__(self, replicas: Sequence[Any], model: str) -> None:
-        """Waits until the first replica takes requests.
-
-        Raises:
-            NegtempError: Its engine did not start, or this machine can't have the tokenizer of
-                `model`.
-        """
-        from transformers import AutoTokenizer  # noqa: PLC0415
-
-        facts = pickle.loads(ray.get(replicas[0].describe.remote()))
-        if isinstance(facts, NegtempError):
-            raise facts
-        self.max_model_len: int = facts.max_model_len
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder_here(facts.model_path, model))
-        self._replicas = replicas
-        self._n_open = [0] * len(replicas)
-        self._lock = threading.Lock()
-
-    def submit(self, question: Question) -> "Future[Generation]":
-        """Asks the replica that has the fewest open requests of this worker."""
-        with self._lock:
-            index = min(range(len(self._n_open)), key=self._n_open.__getitem__)
-            self._n_open[index] += 1
-        answer: Future[Generation] = Future()
-        answer.set_running_or_notify_cancel()  # whoever asked may be gone before it comes
-
-        def finish(done: "Future[Generation]") -> None:
-            with self._lock:
-                self._n_open[index] -= 1
-            error = done.exception()
-            if error is None:
-                answer.set_result(done.result())
-            else:
-                answer.set_exception(_translate(error))
-
-        self._replicas[index].answer.remote(question).future().add_done_callback(finish)
-        return answer
-
-
 def _ask(engine: Engine, question: Question) -> "Future[Generation]":
     params = question_params(question.kind, question.label_ids, question.max_tokens)
     return engine.submit(question.prompt_token_ids, params)
-
-
-def _translate(error: BaseException) -> BaseException:
-    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, NegtempError):
-        return error.cause
-    if isinstance(error, ray.exceptions.RayActorError):
-        return JudgeError(f"the judge's engine died {_MAX_DEATHS + 1} times under this request")
-    return error
 
 
 def job_judge(job: Job, engine: Engine, replicas: "dict[str, list[Any]]") -> Judge | None:

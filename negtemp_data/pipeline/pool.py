@@ -165,14 +165,14 @@ class WorkerPool:
         return bool(self.read_board().starting)
 
     def lost_helper(self) -> str | None:
-        """See `dispatch.Pool`: a judge's engine that has not said a word for long."""
+        """See `dispatch.Pool`: a judge none of whose engines has said a word for long."""
         seen_at = self.read_board().judges_seen_at
         lost = lost_judge(self._judge_pools, seen_at, time.monotonic() - LONGEST_WAIT_S)
         if lost is None:
             return None
         return (
-            f"an engine of the judge {lost} is gone, with its machine or without, and there has "
-            f"been no room for another one for {LONGEST_WAIT_S:.0f} s"
+            f"all engines of the judge {lost} are gone, with their machines or without, and there "
+            f"has been no room for another one for {LONGEST_WAIT_S:.0f} s"
         )
 
 

@@ -6,7 +6,9 @@ from concurrent.futures import Future
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
 
+from negtemp_data.engine.steps import StepLog
 from negtemp_data.errors import EngineStartError, NegtempError
+from negtemp_data.pipeline.board import Board, restart_pause_s
 from negtemp_data.pipeline.dispatch import WorkerDiedError
 from negtemp_data.pipeline.judges import JudgePool, lost_judge
 from negtemp_data.pipeline.pool import _told
@@ -65,10 +67,25 @@ def test_a_bug_is_no_death():
         told(error=error).result()
 
 
-def test_a_judge_is_lost_when_a_replica_that_has_spoken_speaks_no_more():
+def test_a_judge_is_lost_when_none_of_its_replicas_speaks_any_more():
     first, second = (JudgePool(name, "/models", "{}", 2, 1.0, False) for name in ("a", "b"))
-    assert lost_judge([first, second], {}, since=100.0) is None
+    assert lost_judge([first, second], {}, since=100.0) is None  # they wait for their first place
     seen_at = {first.replica_key(0): 101.0, second.replica_key(0): 101.0}
     assert lost_judge([first, second], seen_at, since=100.0) is None
     seen_at[second.replica_key(1)] = 99.0
+    assert lost_judge([first, second], seen_at, since=100.0) is None
+    seen_at[second.replica_key(0)] = 98.0
     assert lost_judge([first, second], seen_at, since=100.0) == "b"
+
+
+def test_starts_of_a_judges_engine_count_until_it_makes_a_step():
+    board, a_step = Board(), StepLog.of_step(1, 100, 0.5, 8)
+    assert [board.judge_starts("a"), board.judge_starts("a"), board.judge_starts("b")] == [1, 2, 1]
+    board.report_judge("a", "process", StepLog())  # it lives, and has answered nothing yet
+    assert board.judge_starts("a") == 3
+    board.report_judge("a", "process", a_step)
+    assert [board.judge_starts("a"), board.judge_starts("b")] == [1, 2]
+
+
+def test_pauses_before_starts_in_vain_grow_up_to_half_a_minute():
+    assert [restart_pause_s(n) for n in (0, 1, 2, 4, 5, 100)] == [0, 2, 4, 16, 30, 30]
