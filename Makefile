@@ -64,11 +64,16 @@ fmt: $(SETUP)  ## format, and mend what the linter can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(SETUP)  ## run every script in benchmarks/
-	for script in benchmarks/*.py; do \
-	  [ -e "$$script" ] || { echo "benchmarks/ holds no script"; break; }; \
-	  echo "== $$script"; $(BIN)/python "$$script"; \
-	done
+bench: $(SETUP)  ## run the scripts in benchmarks/ that need no output of an earlier run: hours
+	$(BIN)/python benchmarks/sampler.py
+	$(BIN)/python benchmarks/pipeline.py tiny
+	$(BIN)/python benchmarks/pipeline.py smollm2
+	$(BIN)/python benchmarks/judging.py jobs/quickstart.yaml
+	$(BIN)/python benchmarks/reproducibility.py
+	$(BIN)/python benchmarks/estimates.py
+	$(BIN)/python benchmarks/answer_coverage.py
+	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/peers.py
 
 clean:  ## remove .venv, caches and builds; outputs of runs stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

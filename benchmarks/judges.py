@@ -1,7 +1,8 @@
 """What several judges are worth together, from measurements of each on the same samples.
 
     negtemp lab judge JOB --prompts 210 --out lab                 # and again with other judges:
-    cp -r lab/generated lab2/; negtemp lab judge JOB --prompts 210 --out lab2 --set 'verify.judge=…'
+    mkdir lab2; cp -r lab/generated lab2/
+    negtemp lab judge JOB --prompts 210 --out lab2 --set 'verify.judge=…'
     python benchmarks/judges.py lab/judged lab2/judged --combine text topic/request end/end
 
 Prints Markdown tables: AUC of each part of all scores against the clean samples of the same

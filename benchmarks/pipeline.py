@@ -105,7 +105,8 @@ def run_ray_data_llm(job, command_at):
     from negtemp_data.engine.catalogue import resolve_model
 
     requests = list(read_requests(job))
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+    # Logical CPUs: each of its stages asks for one of its own.
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="error")
     ray.data.DataContext.get_current().enable_progress_bars = False
     config = vLLMEngineProcessorConfig(
         model_source=resolve_model(job.generate.model).path,
@@ -162,6 +163,10 @@ def run_side(side, job_path):
         result = run_negtemp(job_path, command_at)
     else:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(side != "llm"))
+        if side != "llm":
+            # Left alone, an engine in a process of its own keeps a core free for the other process.
+            cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores
         run = run_ray_data_llm if side == "ray.data.llm" else run_llm
         result = run(load_job(job_path), command_at)
     # Engines print to stdout.

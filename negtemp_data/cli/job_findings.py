@@ -8,15 +8,15 @@ from pathlib import Path
 from negtemp_data.cli.findings import PIP, Finding, folder_finding, package_version
 from negtemp_data.engine.catalogue import CATALOGUE, is_known, local_path
 from negtemp_data.errors import OutputError
-from negtemp_data.jobspec import SAME, EngineJudgeConfig, Job, single_judges
+from negtemp_data.jobspec import Job, judges_with_engines, single_judges
 
 
 def job_findings(job: Job) -> Iterator[Finding]:
     """The job's models, keys and output."""
     models = {"generate.model": job.generate.model}
+    for name, judge in judges_with_engines(job.verify.judge):
+        models[f"{name}.model"] = judge.model
     for name, judge in single_judges(job.verify.judge):
-        if isinstance(judge, EngineJudgeConfig) and judge.model != SAME:
-            models[f"{name}.model"] = judge.model
         key = getattr(judge, "api_key_env", None)
         if key is not None and key not in os.environ:
             what = f"{name}.api_key_env: {key} is not in the environment"

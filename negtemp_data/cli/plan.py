@@ -22,7 +22,7 @@ from negtemp_data.cli.options import (
     print_json,
     safe_text,
 )
-from negtemp_data.errors import ModelError, PromptError, quote
+from negtemp_data.errors import PromptError
 from negtemp_data.jobspec import Job, load_job
 from negtemp_data.prompts import Prompt, planned_ids, prompts_per_shard, read_prompts, row_seed
 
@@ -173,19 +173,11 @@ def _encoder(job: Job) -> Any:
     path = local_path(job.generate.model)
     if path is None:
         return None
-    from transformers import AutoTokenizer
-
-    from negtemp_data.engine.tokens import PromptEncoder  # noqa: PLC0415
+    from negtemp_data.engine.tokens import PromptEncoder, load_tokenizer  # noqa: PLC0415
 
     given = job.generate.engine.get("max_model_len")
     max_len = given if isinstance(given, int) and given > 0 else _NO_LIMIT
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # transformers raises whatever its many readers raise
-        reason = quote(" ".join(str(error).split()))
-        raise ModelError(
-            f"model {job.generate.model!r}: the tokenizer in {path} can't be loaded: {reason}."
-        ) from error
+    tokenizer = load_tokenizer(path, job.generate.engine)
     return PromptEncoder(tokenizer, max_len - 1, job.generate.chat_template_kwargs)
 
 

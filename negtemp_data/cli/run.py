@@ -166,7 +166,7 @@ def _show_end(job: Job, output: Any, result: Any) -> None:
     console = Console(highlight=False)
     distinct = {}
     for arm in result.totals.arms:
-        rows = islice(read_rows(output, arm=arm), _ROWS_FOR_DISTINCT)
+        rows = islice(read_rows(output, arm=arm, columns=["token_ids"]), _ROWS_FOR_DISTINCT)
         distinct[arm] = distinct_n(row["token_ids"] or () for row in rows)
     console.print(arms_table(result.totals, console.width, distinct))
     if result.seconds:

@@ -12,7 +12,7 @@ from negtemp_data.cli.options import (
     safe_text,
 )
 from negtemp_data.errors import ModelError
-from negtemp_data.jobspec import SAME, EngineJudgeConfig, load_job, single_judges
+from negtemp_data.jobspec import judges_with_engines, load_job
 
 _PROMPTS_READ = 1000
 
@@ -45,14 +45,13 @@ def command(
             f"{job_file}: generate.lora: {lora!r} is no local folder and no Hugging Face id."
         )
     check_engine_arguments(job.generate.engine)
-    for path, judge in single_judges(job.verify.judge):
-        if isinstance(judge, EngineJudgeConfig):
-            if judge.model != SAME and not is_known(judge.model):
-                raise ModelError(
-                    f"{job_file}: {path}.model: {judge.model!r} is no name that `negtemp models` "
-                    "lists, no local folder and no Hugging Face id."
-                )
-            check_engine_arguments(judge.engine, f"{path}.engine")
+    for path, judge in judges_with_engines(job.verify.judge):
+        if not is_known(judge.model):
+            raise ModelError(
+                f"{job_file}: {path}.model: {judge.model!r} is no name that `negtemp models` "
+                "lists, no local folder and no Hugging Face id."
+            )
+        check_engine_arguments(judge.engine, f"{path}.engine")
     check_functions(job.verify)
     if "://" in job.output.path:
         from negtemp_data.storage import Output  # noqa: PLC0415

@@ -87,10 +87,23 @@ def write_code(folder: Path, working_dir: str | Path | None = None) -> None:
         ClusterError: The working directory can't be read or is too large.
     """
     ignore = shutil.ignore_patterns(*_LEFT_OUT)
+    size_bytes = 0
+
+    def copy(source: str, target: str) -> None:
+        nonlocal size_bytes
+        size_bytes += os.path.getsize(source)
+        if size_bytes > MAX_BUNDLE_BYTES:  # found before it has filled the disk
+            raise ClusterError(
+                f"--working-dir {working_dir} has more than {MAX_BUNDLE_BYTES >> 20} MiB, which is "
+                f"what travels with a job at most; {', '.join(_LEFT_OUT)} are left out."
+            )
+        shutil.copy2(source, target)
+
     try:
         if working_dir is not None:
-            shutil.copytree(working_dir, folder, ignore=ignore, dirs_exist_ok=True)
-        _check_size(folder, f"--working-dir {working_dir}")
+            shutil.copytree(
+                working_dir, folder, ignore=ignore, copy_function=copy, dirs_exist_ok=True
+            )
         package = Path(str(resources.files("negtemp_data")))
         shutil.copytree(package, folder / "negtemp_data", ignore=ignore, dirs_exist_ok=True)
     except (OSError, shutil.Error) as error:

@@ -168,7 +168,8 @@ class Cluster:
         while True:
             state = self.get(job_id)
             try:
-                text = self.logs(job_id)
+                with explained(self.address):
+                    text = str(self._client.get_job_logs(job_id))
             except ClusterError:  # those of a machine that is gone; its state says so in the end
                 text = ""
             if len(text) > shown:

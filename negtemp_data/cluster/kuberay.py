@@ -21,12 +21,10 @@ from negtemp_data.cluster.pins import uv_field
 from negtemp_data.cluster.visibility import Visibility
 from negtemp_data.errors import ClusterError
 from negtemp_data.jobspec import (
-    SAME,
-    EngineJudgeConfig,
     Job,
     RewardJudgeConfig,
     count_gpus,
-    single_judges,
+    judges_with_engines,
 )
 
 MAX_CONFIG_MAP_BYTES = 1_000_000
@@ -139,8 +137,7 @@ def _worker_pods(job: Job, has_gpus: bool) -> WorkerPods:
             count_gpus(judge.gpus_per_replica, judge.engine, has_gpus),
             isinstance(judge, RewardJudgeConfig),
         )
-        for _, judge in single_judges(job.verify.judge)
-        if isinstance(judge, EngineJudgeConfig) and judge.model != SAME
+        for _, judge in judges_with_engines(job.verify.judge)
     }
     n_judges = sum(replicas for _, _, replicas, *_ in judges)
     generators = job.generate.replica_range

@@ -13,12 +13,10 @@ from negtemp_data.engine.adapter import is_known_adapter
 from negtemp_data.engine.catalogue import CATALOGUE, is_known
 from negtemp_data.errors import ClusterError, ModelError
 from negtemp_data.jobspec import (
-    SAME,
-    EngineJudgeConfig,
     Job,
     apply_overrides,
     build_job,
-    single_judges,
+    judges_with_engines,
 )
 
 
@@ -86,9 +84,8 @@ def localise(job: Job, visibility: Visibility) -> Job:
         visibility.require(path, "output.path")
         changes["output.path"] = str(path)
     models = {"generate.model": job.generate.model, "generate.lora": job.generate.lora}
-    for name, judge in single_judges(job.verify.judge):
-        if isinstance(judge, EngineJudgeConfig) and judge.model != SAME:
-            models[f"{name}.model"] = judge.model
+    for name, judge in judges_with_engines(job.verify.judge):
+        models[f"{name}.model"] = judge.model
     for field, model in models.items():
         folder = _local_folder(model, field)
         if folder is not None:

@@ -109,7 +109,7 @@ def resolve_model(name: str, on_progress: Callable[[str], None] = lambda _: None
                 f"model {name!r}: the folder has no config.json, so it holds no model."
             )
         return Model(name, str(path), _folder_revision(path), "not stated", "")
-    if _HUB_ID.fullmatch(name) and not name.startswith("."):
+    if _HUB_ID.fullmatch(name):
         return _from_hub(name, on_progress)
     near = get_close_matches(name, CATALOGUE, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""

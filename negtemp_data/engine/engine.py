@@ -225,15 +225,16 @@ class Engine:
         self._n_requests += 1
         request_id = str(self._n_requests)
         prompt = TokensPrompt(prompt_token_ids=submission.prompt_token_ids)
+        self._open[request_id] = submission  # first: an engine that has died says so here, too
         try:
             lora = None
             if submission.use_lora and self._lora_path:
                 lora = lora_request(self._lora_path)
             self._llm.add_request(request_id, prompt, submission.params, lora_request=lora)
         except (ValueError, VLLMValidationError) as error:  # this request alone is refused
+            del self._open[request_id]
             submission.future.set_exception(GenerationError(f"vLLM refused the request: {error}"))
         else:
-            self._open[request_id] = submission
             self._waiting.append(len(submission.prompt_token_ids))
 
     def _resolve(self, finished: "list[RequestOutput | PoolingRequestOutput[Any]]") -> None:
@@ -244,12 +245,13 @@ class Engine:
         }
         traces = self._take_traces(lengths) if lengths else {}
         for output in finished:
-            submission = self._open.pop(output.request_id)
+            submission = self._open[output.request_id]
             trace = traces.get(_trace_key(submission.params) or "", Trace([], 0))
             try:
                 submission.future.set_result(_result(output, submission.params, trace))
             except GenerationError as error:
                 submission.future.set_exception(error)
+            del self._open[output.request_id]
 
     def _take_traces(self, lengths: dict[str, int]) -> dict[str, Trace]:
         traces: dict[str, Trace] = {}

@@ -11,11 +11,27 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from negtemp_data.errors import PromptError
+from negtemp_data.errors import ModelError, PromptError, quote
 from negtemp_data.prompts import Prompt
 
 Chat = Sequence[Mapping[str, str]]
 """Messages with `role` and `content`."""
+
+
+def load_tokenizer(path: str, engine_arguments: Mapping[str, Any]) -> Any:
+    """The Hugging Face tokenizer in a model's folder, as an engine with these arguments loads it.
+
+    Raises:
+        ModelError: There is none that can be loaded.
+    """
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    is_trusted = bool(engine_arguments.get("trust_remote_code", False))
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=is_trusted)
+    except Exception as error:  # transformers raises whatever its many readers raise
+        reason = quote(" ".join(str(error).split()))
+        raise ModelError(f"the tokenizer in {path} can't be loaded: {reason}.") from error
 
 
 class PromptEncoder:

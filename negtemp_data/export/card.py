@@ -10,7 +10,7 @@ from negtemp_data import __version__
 from negtemp_data.engine.catalogue import CATALOGUE
 from negtemp_data.export.base import Format
 from negtemp_data.export.request import ExportRequest, ExportResult
-from negtemp_data.jobspec import SAME, EngineJudgeConfig, Job, single_judges
+from negtemp_data.jobspec import Job, judges_with_engines
 from negtemp_data.storage import Output, Totals, render_card
 
 
@@ -51,9 +51,8 @@ def _note_models(job: Job, output: Output) -> dict[str, str]:
     """Revision, licence and limits of each model, by name."""
     fingerprint = output.read_fingerprint()
     revisions = {job.generate.model: fingerprint.model}
-    for path, judge in single_judges(job.verify.judge):
-        if isinstance(judge, EngineJudgeConfig) and judge.model != SAME:
-            revisions[judge.model] = fingerprint.judges.get(path, "unknown")
+    for path, judge in judges_with_engines(job.verify.judge):
+        revisions[judge.model] = fingerprint.judges.get(path, "unknown")
     notes = {}
     for model, revision in revisions.items():
         entry = CATALOGUE.get(model)

@@ -1,10 +1,9 @@
 """Token ids of prompts, which the data set only counts, made again as the engine made them."""
 
 import sys
-from typing import Any
 
 from negtemp_data.engine.catalogue import resolve_model
-from negtemp_data.engine.tokens import PromptEncoder
+from negtemp_data.engine.tokens import PromptEncoder, load_tokenizer
 from negtemp_data.errors import ExportError, PromptError, quote
 from negtemp_data.export.base import Row
 from negtemp_data.jobspec import Job
@@ -24,7 +23,9 @@ class PromptTokens:
         self._system = job.prompts.system
         self._model = job.generate.model
         self._encoder = PromptEncoder(
-            _load_tokenizer(job), sys.maxsize, job.generate.chat_template_kwargs
+            load_tokenizer(resolve_model(job.generate.model).path, job.generate.engine),
+            sys.maxsize,
+            job.generate.chat_template_kwargs,
         )
         self._last: tuple[Prompt, list[int]] | None = None
 
@@ -52,18 +53,3 @@ class PromptTokens:
                 "of texts (sft, dpo, kto)."
             )
         return list(token_ids)
-
-
-def _load_tokenizer(job: Job) -> Any:
-    from transformers import AutoTokenizer  # noqa: PLC0415
-
-    path = resolve_model(job.generate.model).path
-    trusted = bool(job.generate.engine.get("trust_remote_code", False))
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ExportError(
-            f"generate.model {job.generate.model}: its tokenizer can't be loaded from {path}: "
-            f"{reason}"
-        ) from error

@@ -87,7 +87,8 @@ class NegativesCollator:
             attention_mask[i, :n] = 1
             labels[i, :n] = torch.as_tensor(row["labels"][:n])
             for position, ids in enumerate(row["negative_ids"][:n]):
-                negative_ids[i, position, : len(ids)] = torch.as_tensor(ids, dtype=torch.long)
+                if ids:  # few tokens have any
+                    negative_ids[i, position, : len(ids)] = torch.as_tensor(ids, dtype=torch.long)
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

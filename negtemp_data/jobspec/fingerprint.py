@@ -3,10 +3,9 @@
 Two fingerprints are compared part by part, so that a refusal names what differs.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from negtemp_data.jobspec.job import Job
@@ -35,12 +34,6 @@ class Fingerprint:
     """Revision of the LoRA adapter's files; None: the generator has none."""
     judges: dict[str, str] = field(default_factory=dict)
     """Revisions of the models of judges that have their own, by the judge's path in the job."""
-
-    @property
-    def digest(self) -> str:
-        """Short hash of the whole, to show and to compare."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 _NOT_IN_A_VERDICT = ("replicas", "gpus_per_replica", "api_key_env", "concurrency")

@@ -302,6 +302,13 @@ def single_judges(judge: Any) -> Iterator[tuple[str, Any]]:
         yield "verify.judge", judge
 
 
+def judges_with_engines(judge: Any) -> Iterator[tuple[str, EngineJudgeConfig]]:
+    """Those of the single judges that have engines of their own, beside the generator's."""
+    for path, single in single_judges(judge):
+        if isinstance(single, EngineJudgeConfig) and single.model != SAME:
+            yield path, single
+
+
 def score_of_twins(judge: Any) -> float | None:
     """What a judge that compares with the twin would say of the twin itself; None for others."""
     if isinstance(judge, PairwiseJudgeConfig):

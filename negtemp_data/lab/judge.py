@@ -14,6 +14,7 @@ import numpy as np
 from pydantic_core import to_json
 
 from negtemp_data.engine.catalogue import resolve_model
+from negtemp_data.engine.tokens import load_tokenizer
 from negtemp_data.errors import RequestError, RunError
 from negtemp_data.jobspec import (
     Job,
@@ -191,9 +192,7 @@ def _blank_row(prompt: str, prompt_id: str) -> Row:
 
 
 def _tokenizer(job: Job) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(resolve_model(job.generate.model).path)
+    return load_tokenizer(resolve_model(job.generate.model).path, job.generate.engine)
 
 
 def _measure(

@@ -107,14 +107,12 @@ def model_reader(name: str, output: Output, job: Job) -> Iterator[ModelReader]:
             "that an injection happened; leave --model out to see that for nothing, from what "
             "generating has recorded, or name another model."
         )
-    from transformers import AutoTokenizer
-
     from negtemp_data.engine.engine import Engine, EngineSpec  # noqa: PLC0415
-    from negtemp_data.engine.tokens import PromptEncoder  # noqa: PLC0415
+    from negtemp_data.engine.tokens import PromptEncoder, load_tokenizer  # noqa: PLC0415
     from negtemp_data.pipeline.judges import LocalEngine  # noqa: PLC0415
     from negtemp_data.pipeline.logs import captured_output, require_room  # noqa: PLC0415
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(job.generate.model).path)
+    tokenizer = load_tokenizer(resolve_model(job.generate.model).path, job.generate.engine)
     require_room(output.logs)
     with captured_output(output.logs / f"recovery-{os.getpid()}.log"):
         spec = EngineSpec(

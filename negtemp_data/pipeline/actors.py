@@ -20,7 +20,7 @@ from negtemp_data.engine.catalogue import folder_here
 from negtemp_data.engine.engine import Engine, EngineSpec
 from negtemp_data.errors import EngineDeadError, EngineStartError, NegtempError, StorageError
 from negtemp_data.jobspec import Job
-from negtemp_data.pipeline.board import MAX_STARTS_IN_VAIN, report_pause_s, restart_pause_s
+from negtemp_data.pipeline.board import report_pause_s, restart_pause_s
 from negtemp_data.pipeline.judges import EXIT_ENGINE_DEAD, job_judge
 from negtemp_data.pipeline.logs import send_output_to
 from negtemp_data.pipeline.maker import Row, ShardMaker
@@ -29,6 +29,9 @@ from negtemp_data.pipeline.reuse import OldRows
 from negtemp_data.pipeline.suspects import Care
 from negtemp_data.pipeline.worker import Worker
 from negtemp_data.storage import Output
+
+_MAX_STARTS_IN_VAIN = 5
+"""Starts of a replica's engine without a row, before the run ends."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class GeneratorActor:
             "engine_starts", worker=self._process, replaces=replaced, in_vain=starts - 1
         )
         in_vain = starts - self._settings.max_replicas
-        if in_vain > (MAX_STARTS_IN_VAIN - 1) * self._settings.max_replicas:
+        if in_vain > (_MAX_STARTS_IN_VAIN - 1) * self._settings.max_replicas:
             raise EngineStartError(
                 f"engines were started {starts} times without finishing a row; the run's logs, "
                 f"{self._settings.output.logs}, say why they died."

@@ -7,9 +7,6 @@ from negtemp_data.engine.steps import StepLog
 from negtemp_data.pipeline.progress import ArmCounts, Tally, Work
 from negtemp_data.pipeline.suspects import Care, Suspects
 
-MAX_STARTS_IN_VAIN = 5
-"""Starts of a replica's engine without a result, before it gives up."""
-
 _LONGEST_PAUSE_S = 30.0
 _REPORT_EVERY_S = 0.5
 _REPORTS_PER_S = 200
@@ -61,10 +58,18 @@ class Board:
         self._tally.shards |= shards
         self._tally.work[process] = work
 
-    def judge_starts(self, replica: str) -> int:
-        """Notes that a judge's replica starts an engine; returns its starts since its last step."""
+    def judge_starts(self, replica: str) -> tuple[int, str | None]:
+        """Notes that a judge's replica starts an engine.
+
+        Returns:
+            Its starts since its last step, and why it has given up, if it has.
+        """
         self._judge_starts[replica] += 1
-        return self._judge_starts[replica]
+        return self._judge_starts[replica], self._tally.judge_failures.get(replica)
+
+    def judge_failed(self, replica: str, reason: str) -> None:
+        """Notes that a judge's replica has given up."""
+        self._tally.judge_failures[replica] = reason
 
     def report_judge(self, replica: str, process: str, steps: StepLog) -> None:
         """Notes that a judge's process lives, and replaces what its steps have cost."""

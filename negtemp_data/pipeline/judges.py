@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import ray
+from ray.exceptions import RayError
 
 from negtemp_data.engine.catalogue import folder_here
 from negtemp_data.engine.engine import Engine, EngineSpec, Generation
@@ -30,18 +31,23 @@ from negtemp_data.jobspec import (
     Job,
     RewardJudgeConfig,
     count_gpus,
-    single_judges,
+    judges_with_engines,
 )
 from negtemp_data.judging import Judge, build_judge
 from negtemp_data.judging.asking import JudgingEngine, Question
-from negtemp_data.pipeline.board import MAX_STARTS_IN_VAIN, report_pause_s, restart_pause_s
+from negtemp_data.pipeline.board import report_pause_s, restart_pause_s
+from negtemp_data.pipeline.dispatch import LONGEST_WAIT_S
 from negtemp_data.pipeline.logs import send_output_to
 from negtemp_data.pipeline.metrics import JudgeMetrics
+from negtemp_data.pipeline.progress import Tally
 from negtemp_data.pipeline.replicas import EngineFacts, RemoteEngine
 from negtemp_data.storage import Output
 
 EXIT_ENGINE_DEAD = 70
 """Exit code of a process whose engine died (EX_SOFTWARE of sysexits.h)."""
+
+_MAX_STARTS_IN_VAIN = 10
+"""Starts of an engine without an answer, before it gives up; a request may kill four."""
 
 _MOST_REQUESTS = 4096
 """Requests that a replica takes at a time."""
@@ -93,44 +99,57 @@ class JudgeReplica:
         self._engine: Engine | None = None
         self._output = output = settings.output
         self._name = f"judge-{ray.util.get_node_ip_address()}-{os.getpid()}"
-        send_output_to(output.logs / f"{self._name}.log")
-        threading.Thread(target=self._keep_reporting, name="report", daemon=True).start()
         try:
+            send_output_to(output.logs / f"{self._name}.log")
+            threading.Thread(target=self._keep_reporting, name="report", daemon=True).start()
             self._announce_start()
             path = folder_here(settings.engine.model_path, settings.pool.model)
             self._engine = Engine(replace(settings.engine, model_path=path))
-            output.append_event("judge_ready", worker=self._name)
         except NegtempError as error:
             self._failure = error
-            with suppress(StorageError):
-                output.append_event("judge_failed", worker=self._name, reason=str(error))
+        except (OSError, RayError) as error:
+            self._failure = EngineStartError(f"a judge's engine could not start: {error}.")
+        if self._failure is None:
+            self._note("judge_ready")
+        else:
+            self._note("judge_failed", reason=str(self._failure))
+            board.judge_failed.remote(settings.key, str(self._failure))
 
     async def describe(self) -> bytes:
         """`EngineFacts`, or the error that kept the engine from starting; pickled."""
         if self._engine is None:
             return pickle.dumps(self._failure)
-        return pickle.dumps(EngineFacts(self._engine.model_path, self._engine.max_model_len))
+        arguments = dict(self._settings.engine.arguments)
+        return pickle.dumps(
+            EngineFacts(self._engine.model_path, self._engine.max_model_len, arguments)
+        )
 
     async def answer(self, question: Question) -> Generation:
-        """The engine's answer; who has read of a failure does not ask."""
-        assert self._engine is not None
+        """The engine's answer."""
+        if self._engine is None:
+            assert self._failure is not None
+            raise self._failure
         try:
             return await asyncio.wrap_future(_ask(self._engine, question))
         except EngineDeadError as error:
-            with suppress(StorageError):
-                self._output.append_event("judge_died", worker=self._name, reason=str(error))
+            self._note("judge_died", reason=str(error))
             # Not an exception: Ray would keep this actor, whose engine is gone.
             os._exit(EXIT_ENGINE_DEAD)
 
+    def _note(self, event: str, **fields: Any) -> None:
+        with suppress(StorageError):  # the worker that can't write either stops the run
+            self._output.append_event(event, worker=self._name, **fields)
+
     def _announce_start(self) -> None:
         """Notes a start; waits before one that follows others in vain, and gives up after some."""
-        starts = ray.get(self._board.judge_starts.remote(self._settings.key))
-        self._output.append_event("judge_starts", worker=self._name, in_vain=starts - 1)
-        if starts > MAX_STARTS_IN_VAIN:
+        starts, failure = ray.get(self._board.judge_starts.remote(self._settings.key))
+        if failure is not None:  # workers have heard of it, and ask the others
+            raise EngineStartError(failure)
+        self._note("judge_starts", in_vain=starts - 1)
+        if starts > _MAX_STARTS_IN_VAIN:
             raise EngineStartError(
-                f"an engine of the judge {self._settings.pool.model} was started {starts - 1} "
-                f"times without answering anything; the run's logs, {self._output.logs}, say why "
-                "it died."
+                f"an engine of the judge {self._settings.pool.model} died {starts - 1} times in a "
+                f"row before it was seen to answer; see the run's logs, {self._output.logs}."
             )
         time.sleep(restart_pause_s(starts - 1))
 
@@ -162,8 +181,7 @@ def judge_pools(job: Job, model_paths: Mapping[str, str], has_gpus: bool) -> dic
             count_gpus(judge.gpus_per_replica, judge.engine, has_gpus),
             isinstance(judge, RewardJudgeConfig),
         )
-        for path, judge in single_judges(job.verify.judge)
-        if path in model_paths and isinstance(judge, EngineJudgeConfig)
+        for path, judge in judges_with_engines(job.verify.judge)
     }
 
 
@@ -181,18 +199,26 @@ def start_pools(
     return {path: started[pool] for path, pool in pools.items()}
 
 
-def lost_judge(
-    pools: Iterable[JudgePool], seen_at: Mapping[str, float], since: float
-) -> str | None:
-    """Model of a pool that has been silent since that time; None: there is none.
+def lost_judge(pools: Iterable[JudgePool], tally: Tally, since: float) -> str | None:
+    """Why one of the pools has no engine any more; None: all have.
 
-    One that never said a word still waits for its first place.
+    Args:
+        pools: The judges' pools.
+        tally: What their replicas have reported.
+        since: Those that spoke before that time and have not since are gone, for good as it seems;
+            one that never spoke waits for its first place.
     """
     for pool in pools:
-        keys = map(pool.replica_key, range(pool.replicas))
-        words = [seen_at[key] for key in keys if key in seen_at]
+        keys = [*map(pool.replica_key, range(pool.replicas))]
+        left = [key for key in keys if key not in tally.judge_failures]
+        if not left:
+            return tally.judge_failures[keys[0]]
+        words = [tally.judges_seen_at[key] for key in left if key in tally.judges_seen_at]
         if words and max(words) < since:
-            return pool.model
+            return (
+                f"the engines of the judge {pool.model} are gone, with their machines or without, "
+                f"and there has been no room for another one for {LONGEST_WAIT_S:.0f} s"
+            )
     return None
 
 
@@ -215,6 +241,7 @@ def _start(settings: JudgeSettings, board: Any) -> Any:
         "num_cpus": 0,  # the worker that waits for it holds the slots
         "num_gpus": settings.pool.gpus,
         "max_restarts": -1,
+        # And no max_task_retries: calls fail when it dies, at once, and may be made to another.
         "max_concurrency": _MOST_REQUESTS,
         "scheduling_strategy": "SPREAD",
     }

@@ -21,6 +21,7 @@ from ray.exceptions import (
     OutOfMemoryError,
     RayActorError,
     RayError,
+    RayTaskError,
     WorkerCrashedError,
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -146,10 +147,9 @@ class WorkerPool:
                 self._board.committed.remote(shard)
                 yield shard
         except (NoWorkersError, RayError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise RunError(
-                f"Ray stopped the run: {reason}; `negtemp resume {self._settings.output.root}` "
-                "goes on with what there is."
+                f"the run has stopped: {_reason(error)}; `negtemp resume "
+                f"{self._settings.output.root}` goes on with what there is."
             ) from error
 
     def new_worker(self, name: str) -> Worker:
@@ -165,15 +165,8 @@ class WorkerPool:
         return bool(self.read_board().starting)
 
     def lost_helper(self) -> str | None:
-        """See `dispatch.Pool`: a judge none of whose engines has said a word for long."""
-        seen_at = self.read_board().judges_seen_at
-        lost = lost_judge(self._judge_pools, seen_at, time.monotonic() - LONGEST_WAIT_S)
-        if lost is None:
-            return None
-        return (
-            f"all engines of the judge {lost} are gone, with their machines or without, and there "
-            f"has been no room for another one for {LONGEST_WAIT_S:.0f} s"
-        )
+        """See `dispatch.Pool`: a judge's engines."""
+        return lost_judge(self._judge_pools, self.read_board(), time.monotonic() - LONGEST_WAIT_S)
 
 
 class _RayWorker:
@@ -191,6 +184,14 @@ class _RayWorker:
 
     def kill(self) -> None:
         ray.kill(self._actor)
+
+
+def _reason(error: Exception) -> str:
+    # Of an exception in an actor the first line only says where.
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    first_line = str(cause).strip().partition("\n")[0].removesuffix(".")
+    where = "" if cause is error else f"a worker failed, {type(cause).__name__}: "
+    return where + first_line
 
 
 def _told(answer: Any) -> "Future[None]":

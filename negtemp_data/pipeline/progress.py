@@ -109,6 +109,9 @@ class Tally:
     """Time of the last word from each replica of a judge; monotonic, which is one clock for all
     processes of the driver's machine and does not jump."""
 
+    judge_failures: dict[str, str] = field(default_factory=dict)
+    """Why replicas of judges have given up, by replica."""
+
     @property
     def total(self) -> Work:
         """What all processes have done."""

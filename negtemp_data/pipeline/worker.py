@@ -29,7 +29,7 @@ from negtemp_data.storage import (
 )
 
 _KEEP_EVERY_S = 2.0
-"""Seconds of finished rows that a crash can cost."""
+"""Seconds between two writings of finished rows; those of one are what a crash can cost."""
 
 _GIVEN_UP = "the engine died twice while it worked on this row alone"
 

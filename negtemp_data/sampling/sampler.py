@@ -33,6 +33,10 @@ from negtemp_data.sampling.vocabulary import TokenTable
 _NO_END = 2**62
 """Behind all positions."""
 
+_MOST_LOGGED_STEPS = 1024
+"""On a GPU, where what nobody needs can't be left out without waiting for it: 92 bytes a row and
+step, so 24 MB with 256 rows. Reading them is the only wait between two ends of requests."""
+
 Integers = NDArray[np.int64]
 
 LastTokens = Callable[[Integers], Tensor]
@@ -259,6 +263,8 @@ class ScheduleSampler:
             numbers, values = outcome.number_KC, outcome.value_KC
             if outcome.is_waiting_K is None:
                 self._log.append((numbers, values))
+                if len(self._log) == _MOST_LOGGED_STEPS:
+                    self._read_log()
             elif len(kept := _changes(numbers)):
                 self._log.append((numbers[kept], values[kept]))
         return outcome

@@ -90,8 +90,9 @@ def check_output(
             )
             continue
         try:
-            entry = describe_shard(output, index)
-            ids, counts = _read_rows(output, index)
+            data = load_shard(output, index)
+            entry = describe_shard(output, index, data)
+            ids, counts = _read_rows(output, index, data)
         except StorageError as error:
             problems.append(str(error))
             continue
@@ -112,9 +113,10 @@ def _mend_shard(output: Output) -> str:
     return f"delete this file, then `negtemp resume {output.root}` makes its rows again"
 
 
-def _read_rows(output: Output, index: int) -> tuple[list[str], Counter[tuple[str, str]]]:
+def _read_rows(
+    output: Output, index: int, data: pa.Buffer
+) -> tuple[list[str], Counter[tuple[str, str]]]:
     """Ids of a shard's rows, and how many rows each arm and status has."""
-    data = load_shard(output, index)
     if not read_schema(output, index, data).equals(ROW_SCHEMA):
         raise unreadable_shard(output, index, "its columns are not those of this version")
     ids: list[str] = []

@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
+import pyarrow as pa
+
 from negtemp_data.storage.account import ShardAccount, read_account
 from negtemp_data.storage.output import Output, shard_name
 from negtemp_data.storage.shards import load_shard, read_batches, read_schema, unreadable_shard
@@ -23,13 +25,13 @@ class ShardEntry(ShardAccount):
     """Size of the file."""
 
 
-def describe_shard(output: Output, index: int) -> ShardEntry:
-    """The entry of a committed shard, from its file.
+def describe_shard(output: Output, index: int, data: pa.Buffer | None = None) -> ShardEntry:
+    """The entry of a committed shard, from its file; `data` saves loading it again.
 
     Raises:
         StorageError: The file is missing, damaged, or not the shard of this index.
     """
-    data = load_shard(output, index)
+    data = data or load_shard(output, index)
     schema = read_schema(output, index, data)
     account = read_account(schema, output.store.where(shard_name(index)))
     rows = sum(batch.num_rows for batch in read_batches(output, index, data))

@@ -202,7 +202,7 @@ class Output:
         """What the last run said of itself, JSON of whatever kind; None: nothing readable."""
         try:
             return json.loads(self.run.read(PROGRESS_FILE))
-        except (OSError, ValueError):
+        except (OSError, StorageError, ValueError):
             return None
 
     def check_fingerprint(self, new: Fingerprint) -> None:

@@ -1,7 +1,10 @@
 """Reading rows back, for people and tools that look at a few of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from negtemp_data.storage.output import Output
 from negtemp_data.storage.shards import read_batches
@@ -13,6 +16,7 @@ def read_rows(
     arm: str | None = None,
     status: str | None = None,
     prompt_id: str | None = None,
+    columns: Sequence[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Committed rows in order, one batch in memory at a time; None selects everything.
 
@@ -26,6 +30,7 @@ def read_rows(
     }
     for shard in output.committed_shards():
         for batch in read_batches(output, shard):
-            for row in batch.to_pylist():
-                if all(row[column] == value for column, value in wanted.items()):
-                    yield row
+            table = pa.Table.from_batches([batch])
+            for column, value in wanted.items():
+                table = table.filter(pc.field(column) == value)
+            yield from (table.select(columns) if columns else table).to_pylist()

@@ -57,14 +57,22 @@ class WipWriter:
         with self._writing:
             with self._lock:
                 rows, self._rows = self._rows, {}
-            if rows:
-                blank = dict.fromkeys(ROW_SCHEMA.names)
-                table = rows_to_table((blank | row for row in rows.values()), may_lack_verdict=True)
-                data = encode_shard(table)
-                folder = _folder(self._output, self._shard)
-                folder.make()
-                folder.create(f"{_digest(data)}{_SUFFIX}", data)
+            try:
+                if rows:
+                    self._write(rows)
+            except StorageError:
+                with self._lock:  # for the next time, unless they have changed
+                    self._rows = rows | self._rows
+                raise
         return len(rows)
+
+    def _write(self, rows: dict[str, dict[str, Any]]) -> None:
+        blank = dict.fromkeys(ROW_SCHEMA.names)
+        table = rows_to_table((blank | row for row in rows.values()), may_lack_verdict=True)
+        data = encode_shard(table)
+        folder = _folder(self._output, self._shard)
+        folder.make()
+        folder.create(f"{_digest(data)}{_SUFFIX}", data)
 
     def discard(self) -> None:
         """Forgets what is not written, and removes the rest: the shard is committed."""

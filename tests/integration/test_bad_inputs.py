@@ -113,17 +113,8 @@ def test_a_prompt_can_not_spell_a_control_token(bad_rows_run, smol_model):
     ("change", "message"),
     [
         ("prompt.source=x", "prompt: unknown key; did you mean 'prompts'?"),
-        ("schedules.negative.inject.0.when.every=-2", "inject[0].when.every"),
-        ("schedules.negative.inject.0.support={top_k: 1}", "support.top_k"),
-        ("schedules.negative.inject.0.support={epsilon: 0.9}", "support.epsilon"),
-        (
-            "schedules.negative.inject.0.vocabulary={include: [special], exclude: [special]}",
-            "no token is left",
-        ),
         ("generate.model=no-such-model", "no such model"),
-        ("generate.model=nobody/no-such-model", "can't be downloaded"),
         ("generate.engine.max_modl_len=5", "did you mean 'max_model_len'?"),
-        ("generate.engine.seed=5", "can't be set"),
         ("prompts.source=missing.jsonl", "missing.jsonl"),
         ("output.path=memory://bucket/x", "no conditional PUT"),
     ],

@@ -18,7 +18,7 @@ from scipy import stats
 from negtemp_data.engine.compile import KEY, SCHEDULE, SIBLINGS
 
 ALPHA = 1e-8
-POWER = 0.99
+POWER = 1 - 1e-6
 MOST_BINS = 24
 PROMPT = [1, 4093, 198, 4706, 563, 253, 2162, 30, 2, 198]
 CANDIDATES = 24
@@ -141,7 +141,7 @@ def test_first_token_injections_follow_exp_z_over_t_on_the_support(
     support = support_of(logits, size)
     p = exact(logits, support, temperature)
     if math.isfinite(temperature):
-        wrong = [exact(logits, support, 1.25 * temperature), np.full(size, 1 / size)]
+        wrong = [exact(logits, support, 2 * temperature), np.full(size, 1 / size)]
     else:
         wrong = [exact(logits, support, math.copysign(3.0, temperature))]
     schedule = inject_once(temperature, {"top_k": size})
@@ -153,7 +153,7 @@ def test_first_token_injections_follow_exp_z_over_t_on_the_support(
 def test_an_unrestricted_injection_follows_exp_minus_z_on_the_whole_vocabulary(tiny_engine, logits):
     everything = np.arange(len(logits))
     p = exact(logits, everything, -1.0)
-    wrong = [exact(logits, everything, -1.25), np.full(len(p), 1 / len(p))]
+    wrong = [exact(logits, everything, -2.0), np.full(len(p), 1 / len(p))]
     drawn = draw(tiny_engine, inject_once(-1.0, "all"), enough(p, *wrong), "all")
     assert_drawn_from([generation.token_ids[0] for generation in drawn], everything, p, *wrong)
 
@@ -234,7 +234,7 @@ def test_a_track_changes_its_temperature_where_it_says(tiny_engine, logits):
 
 @pytest.mark.parametrize("temperature", [-1.0, math.inf])
 def test_distinct_siblings_draw_without_replacement(tiny_engine, logits, temperature):
-    n_candidates, n_siblings, n_groups = 4, 3, 3000
+    n_candidates, n_siblings, n_groups = 4, 3, 1000
     support = support_of(logits, n_candidates)
     schedule = {"inject": [rule(temperature, {"top_k": n_candidates}, draw="distinct")]}
     futures = [
@@ -341,27 +341,3 @@ def test_a_long_seeded_prompt_is_generated_from(tiny_engine):
     prompts = [[1, *range(100, 1600)] for _ in range(6)]
     futures = [tiny_engine.submit(p, params(seed=i, max_tokens=4)) for i, p in enumerate(prompts)]
     assert all(len(future.result().token_ids) == 4 for future in futures)
-
-
-def test_a_refused_request_fails_alone(tiny_engine):
-    from negtemp_data.errors import GenerationError
-
-    too_long = tiny_engine.submit([5] * 5000, params(seed=0))
-    no_schedule = tiny_engine.submit(PROMPT, params({"inject": [{"when": {"every": 0}}]}, seed=0))
-    fine = tiny_engine.submit(PROMPT, params(seed=0))
-    assert len(fine.result().token_ids) == 1
-    for future in (too_long, no_schedule):
-        with pytest.raises(GenerationError, match="refused"):
-            future.result()
-
-
-def test_slots_are_free_again_when_requests_finish(tiny_engine):
-    from negtemp_data.engine.requests import take_traces
-
-    for round_ in range(3):
-        futures = [
-            tiny_engine.submit(PROMPT, params(inject_once(-1.0), seed=s, key=f"r{round_}/{s}"))
-            for s in range(50)
-        ]
-        assert all(len(future.result().trace.injections) == 1 for future in futures)
-    assert take_traces({"r0/0": 0})["r0/0"].injections == []

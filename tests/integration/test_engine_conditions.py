@@ -14,7 +14,7 @@ import pytest
 from negtemp_data.engine.adapter import resolve_adapter
 from negtemp_data.engine.compile import KEY, SCHEDULE, SIBLINGS
 from negtemp_data.engine.requests import NAME
-from negtemp_data.errors import GenerationError
+from negtemp_data.errors import EngineDeadError, GenerationError
 
 MAX_LEN = 512
 RULE = {"temperature": -1.0, "support": {"min_p": 0.02}}
@@ -446,6 +446,7 @@ def test_refused_requests_fail_alone(tiny_engine, plain):
     for number in range(20):
         futures.append(tiny_engine.submit(*make_request(number, "beside")))
         expected_failures.append(tiny_engine.submit([1, 2], refused[number % len(refused)]))
+    expected_failures.append(tiny_engine.submit([5] * 5000, make_params(SCHEDULES[0], seed=0)))
     assert [outcome(future.result()) for future in futures] == plain[:20]
     for future in expected_failures:
         with pytest.raises(GenerationError, match="refused"):
@@ -458,3 +459,21 @@ def test_no_thread_but_the_engines_own_gets_a_pool(tiny_engine):
     # In a thread that asks for the first time; the main one may have asked before.
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == 1
+
+
+def test_a_step_that_raises_fails_all_that_is_open_and_all_that_comes(tiny_engine):
+    """The last one, since it takes the engine along."""
+
+    def out_of_memory():
+        raise RuntimeError("out of memory")
+
+    step, tiny_engine._llm.step = tiny_engine._llm.step, out_of_memory
+    try:
+        futures = [tiny_engine.submit(*make_request(number, "lost")) for number in range(3)]
+        for future in futures:
+            with pytest.raises(EngineDeadError, match="out of memory"):
+                future.result(60)
+    finally:
+        tiny_engine._llm.step = step
+    with pytest.raises(EngineDeadError, match="out of memory"):
+        tiny_engine.submit(*make_request(3, "too late")).result(60)

@@ -1,6 +1,7 @@
 """Replicas of a judge that come and go: Ray and its actors are real, their engines are not."""
 
 import asyncio
+import json
 import os
 import pickle
 import time
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 import ray
 
-from negtemp_data.engine.engine import Generation
-from negtemp_data.errors import EngineStartError, JudgeError
+from negtemp_data.engine.engine import EngineSpec, Generation
+from negtemp_data.errors import EngineStartError, JudgeError, NegtempError
 from negtemp_data.judging.asking import Question
+from negtemp_data.pipeline.board import Board
+from negtemp_data.pipeline.judges import JudgePool, JudgeReplica, JudgeSettings, lost_judge
 from negtemp_data.pipeline.replicas import EngineFacts, RemoteEngine
 from negtemp_data.pipeline.session import ray_session
 from negtemp_data.sampling import Trace
+from negtemp_data.storage import Output
 
 POISON = 0
 DEADLINE_S = 60
@@ -44,9 +48,11 @@ def replica_class():
         async def describe(self):
             if self._sees("fails"):
                 return pickle.dumps(EngineStartError(f"{self._name} has no memory"))
-            return pickle.dumps(EngineFacts(self._model_path, 2048))
+            return pickle.dumps(EngineFacts(self._model_path, 2048, {}))
 
         async def answer(self, question):
+            if self._sees("fails"):
+                raise EngineStartError(f"{self._name} has no memory")
             if question.prompt_token_ids == [POISON]:
                 os._exit(70)
             while self._sees("works"):
@@ -71,26 +77,33 @@ class Replicas:
         self.actors = {name: kind.remote(str(folder), name, model_path) for name in self.names}
         self.engine = RemoteEngine(list(self.actors.values()), model_path)
 
-    def ask(self, n=1):
-        return [self.engine.submit(Question("text", [1], (), 1)) for _ in range(n)]
+    def ask(self, n=1, token_id=1):
+        return [self.engine.submit(Question("text", [token_id], (), 1)) for _ in range(n)]
 
     def answers(self, futures):
         return {future.result(DEADLINE_S).text for future in futures}
 
-    def hold(self, name, what):
-        (self._folder / f"{name}.{what}").touch()
+    def hold(self, what, *names):
+        for name in names:
+            (self._folder / f"{name}.{what}").touch()
 
-    def release(self, name, what):
-        (self._folder / f"{name}.{what}").unlink()
+    def release(self, what, *names):
+        for name in names:
+            (self._folder / f"{name}.{what}").unlink(missing_ok=True)
 
-    def kill(self, name):
-        ray.kill(self.actors[name], no_restart=False)
+    def kill(self, *names):
+        for name in names:
+            ray.kill(self.actors[name], no_restart=False)
 
     def wait_for(self, *names):
-        end = time.monotonic() + DEADLINE_S
-        while self.answers(self.ask(8)) != set(names):
-            assert time.monotonic() < end, f"{names} do not answer"
-            time.sleep(0.1)
+        wait_until(lambda: self.answers(self.ask(8)) == set(names))
+
+
+def wait_until(is_so):
+    end = time.monotonic() + DEADLINE_S
+    while not is_so():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -100,59 +113,59 @@ def whole(local_ray, smol_model, tmp_path_factory):
 
 @pytest.fixture
 def replicas(whole):
-    """Both of them; a test leaves them so that they come back."""
+    """Both of them; they come back whatever a test does."""
     whole.wait_for("a", "b")
-    return whole
+    yield whole
+    for what in ("works", "starts"):
+        whole.release(what, "a", "b")
 
 
 def test_what_a_lost_replica_was_asked_the_others_answer(replicas):
-    replicas.hold("b", "works")
+    replicas.hold("works", "b")
     asked = replicas.ask(8)
-    assert not all(future.done() for future in asked)
-    replicas.hold("b", "starts")  # as if there were no room for it any more
+    wait_until(lambda: sum(future.done() for future in asked) == 4)
+    replicas.hold("starts", "b")  # as if there were no room for it any more
     replicas.kill("b")
     assert replicas.answers(asked) == {"a"}
     assert replicas.answers(replicas.ask(20)) == {"a"}
-    replicas.release("b", "works")
-    replicas.release("b", "starts")
+    replicas.release("works", "b")
+    replicas.release("starts", "b")
     replicas.wait_for("a", "b")
 
 
 def test_requests_wait_where_all_replicas_are_gone(replicas):
-    for name in replicas.names:
-        replicas.hold(name, "works")
+    replicas.hold("works", "a", "b")
     asked = replicas.ask(8)
-    for name in replicas.names:
-        replicas.hold(name, "starts")
-        replicas.kill(name)
+    replicas.hold("starts", "a", "b")
+    replicas.kill("a", "b")
     asked += replicas.ask(8)
     time.sleep(2)
     assert not any(future.done() for future in asked)
-    replicas.release("b", "works")
-    replicas.release("b", "starts")
+    replicas.release("works", "b")
+    replicas.release("starts", "b")
     assert replicas.answers(asked) == {"b"}
-    replicas.release("a", "works")
-    replicas.release("a", "starts")
 
 
 def test_a_request_that_kills_each_replica_fails_and_others_do_not(replicas):
-    poison = replicas.engine.submit(Question("text", [POISON], (), 1))
+    replicas.hold("works", "a", "b")
+    innocent = replicas.ask(8)
+    (poison,) = replicas.ask(token_id=POISON)
+    replicas.release("works", "a", "b")
     with pytest.raises(JudgeError, match="died 4 times under this request"):
         poison.result(DEADLINE_S)
-    replicas.wait_for("a", "b")
+    assert replicas.answers(innocent) <= {"a", "b"}
 
 
 def test_a_worker_need_not_wait_for_all_replicas(local_ray, smol_model, tmp_path):
     (tmp_path / "a.starts").touch()
     replicas = Replicas(tmp_path, smol_model)
     assert replicas.answers(replicas.ask(8)) == {"b"}
-    replicas.release("a", "starts")
+    replicas.release("starts", "a")
     replicas.wait_for("a", "b")
-
-
-def test_a_replica_whose_engine_does_not_start_is_left_out(local_ray, smol_model, tmp_path):
-    (tmp_path / "a.fails").touch()
-    replicas = Replicas(tmp_path, smol_model)
+    # One that is asked nothing dies, and its engine does not start again.
+    replicas.hold("fails", "a")
+    replicas.kill("a")
+    assert replicas.answers(replicas.ask(8)) == {"b"}
     assert replicas.answers(replicas.ask(8)) == {"b"}
 
 
@@ -167,12 +180,31 @@ def test_where_no_engine_starts_the_reason_is_told(local_ray, smol_model, tmp_pa
 @pytest.mark.slow
 def test_requests_fail_once_no_engine_starts_any_more(local_ray, smol_model, tmp_path):
     replicas = Replicas(tmp_path, smol_model)
-    for name in replicas.names:
-        replicas.hold(name, "works")
+    replicas.hold("works", "a", "b")
     asked = replicas.ask(4)
-    for name in replicas.names:
-        replicas.hold(name, "fails")
-        replicas.kill(name)
+    replicas.hold("fails", "a", "b")
+    replicas.kill("a", "b")
     asked += replicas.ask(4)
     for future in asked:
         assert isinstance(future.exception(DEADLINE_S), EngineStartError)
+
+
+def test_a_replica_that_gives_up_says_why_and_stays_so(local_ray, tmp_path):
+    output = Output(tmp_path / "out")
+    output.create()
+    pool = JudgePool("no-such-model", "/nowhere", "{}", 1, 0.0, False)
+    engine = EngineSpec("/nowhere", {}, is_cpu=True, replicas=1)
+    board = ray.remote(Board).options(num_cpus=0).remote()
+    settings = JudgeSettings("run", pool, 0, engine, output)
+    actor = ray.remote(JudgeReplica).options(num_cpus=0, max_restarts=-1)
+    replica = actor.remote(settings, board)
+    for _ in range(2):
+        with pytest.raises(NegtempError, match="no-such-model"):
+            RemoteEngine([replica], pool.model)
+        reason = lost_judge([pool], ray.get(board.read.remote()), since=0.0)
+        assert "no-such-model" in reason
+        ray.kill(replica, no_restart=False)
+    events = [json.loads(line) for line in (output.run / "events.jsonl").read_text().splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds[:3] == ["judge_starts", "judge_failed", "judge_failed"]
+    assert "no-such-model" in events[1]["reason"]

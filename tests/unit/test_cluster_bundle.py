@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from negtemp_data.cluster import bundle as bundle_module
-from negtemp_data.cluster.bundle import run_command, write_bundle
+from negtemp_data.cluster.bundle import run_command, write_bundle, write_code
 from negtemp_data.cluster.pins import uv_field
 from negtemp_data.cluster.visibility import Visibility, localise, shared_folders
 from negtemp_data.errors import ClusterError, ModelError
@@ -127,6 +127,39 @@ def test_the_users_own_modules_travel(tmp_path: Path) -> None:
     write_bundle(make_job(tmp_path), folder, HERE, mine)
     assert (folder / "judge.py").is_file()
     assert not (folder / ".git").exists()
+
+
+def test_a_working_directory_that_is_too_large_is_not_copied_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, folder = tmp_path / "mine", tmp_path / "bundle"
+    for path in (mine, mine / "out", folder):
+        path.mkdir()
+    (mine / "out" / "shard").write_bytes(bytes(5000))  # left out
+    for name in ("a", "b", "c"):
+        (mine / name).write_bytes(bytes(600))
+    monkeypatch.setattr(bundle_module, "MAX_BUNDLE_BYTES", 2000)
+    write_code(folder, mine)
+    monkeypatch.setattr(bundle_module, "MAX_BUNDLE_BYTES", 1000)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ClusterError, match=r"--working-dir .* has more than"):
+        write_code(empty, mine)
+    assert sum(path.stat().st_size for path in empty.iterdir()) <= 1000
+
+
+def test_prompts_that_the_job_does_not_name_stay_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine"
+    (mine / "negtemp-prompts").mkdir(parents=True)
+    old = '{"id": "old", "prompt": "Of a bundle of before."}\n'
+    (mine / "negtemp-prompts" / "old.jsonl").write_text(old, encoding="utf-8")
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    bundle = write_bundle(make_job(tmp_path), folder, HERE, mine)
+    monkeypatch.chdir(folder)
+    assert [prompt.id for prompt in read_prompts(bundle.job.prompts)] == ["a", "b"]
 
 
 @pytest.mark.parametrize("variant", ["cpu", "gpu"])

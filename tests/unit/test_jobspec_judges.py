@@ -15,7 +15,7 @@ from negtemp_data.jobspec import (
     single_judges,
     write_job,
 )
-from negtemp_data.jobspec.fingerprint import fingerprint_job
+from negtemp_data.jobspec.fingerprint import Fingerprint, fingerprint_job
 
 RUBRIC = {"criteria": {"coherence": {}}, "accept_at": 3}
 TEXT = {"kind": "likelihood", "model": "org/other", "accept_at": -3}
@@ -127,13 +127,13 @@ def test_single_judges_have_their_paths() -> None:
 
 
 def test_where_a_judge_runs_is_not_in_the_fingerprint() -> None:
-    def digest(judge: dict[str, Any]) -> str:
-        return fingerprint_job(make_job(judge), "prompts", "model").digest
+    def fingerprint(judge: dict[str, Any]) -> Fingerprint:
+        return fingerprint_job(make_job(judge), "prompts", "model")
 
     other = RUBRIC | {"model": "org/judge"}
-    assert digest(other) == digest(other | {"replicas": 3, "gpus_per_replica": 2})
-    assert digest(other) != digest(RUBRIC)
-    assert digest(RUBRIC) != digest(RUBRIC | {"accept_at": 4})
+    assert fingerprint(other) == fingerprint(other | {"replicas": 3, "gpus_per_replica": 2})
+    assert fingerprint(other) != fingerprint(RUBRIC)
+    assert fingerprint(RUBRIC) != fingerprint(RUBRIC | {"accept_at": 4})
     both = {"combine": "any", "judges": {"a": other, "b": TEXT}}
     wide = {"combine": "any", "judges": {"a": other | {"replicas": 3}, "b": TEXT}}
-    assert digest(both) == digest(wide)
+    assert fingerprint(both) == fingerprint(wide)

@@ -9,9 +9,10 @@ from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayT
 from negtemp_data.engine.steps import StepLog
 from negtemp_data.errors import EngineStartError, NegtempError
 from negtemp_data.pipeline.board import Board, restart_pause_s
-from negtemp_data.pipeline.dispatch import WorkerDiedError
+from negtemp_data.pipeline.dispatch import NoWorkersError, WorkerDiedError
 from negtemp_data.pipeline.judges import JudgePool, lost_judge
-from negtemp_data.pipeline.pool import _told
+from negtemp_data.pipeline.pool import _reason, _told
+from negtemp_data.pipeline.progress import Tally
 
 
 class Answer:
@@ -67,24 +68,45 @@ def test_a_bug_is_no_death():
         told(error=error).result()
 
 
+def test_the_reason_of_a_bug_is_the_bug():
+    error = RayTaskError("make", "traceback", KeyError("a bug"))
+    assert _reason(error) == "a worker failed, KeyError: 'a bug'"
+    assert _reason(NoWorkersError("all are gone.\nmore")) == "all are gone"
+
+
 def test_a_judge_is_lost_when_none_of_its_replicas_speaks_any_more():
     first, second = (JudgePool(name, "/models", "{}", 2, 1.0, False) for name in ("a", "b"))
-    assert lost_judge([first, second], {}, since=100.0) is None  # they wait for their first place
-    seen_at = {first.replica_key(0): 101.0, second.replica_key(0): 101.0}
-    assert lost_judge([first, second], seen_at, since=100.0) is None
+    tally = Tally()
+    assert lost_judge([first, second], tally, since=100.0) is None  # they wait for their place
+    seen_at = tally.judges_seen_at
+    seen_at |= {first.replica_key(0): 101.0, second.replica_key(0): 101.0}
+    assert lost_judge([first, second], tally, since=100.0) is None
     seen_at[second.replica_key(1)] = 99.0
-    assert lost_judge([first, second], seen_at, since=100.0) is None
+    assert lost_judge([first, second], tally, since=100.0) is None
     seen_at[second.replica_key(0)] = 98.0
-    assert lost_judge([first, second], seen_at, since=100.0) == "b"
+    assert "the judge b are gone" in lost_judge([first, second], tally, since=100.0)
+
+
+def test_a_replica_that_has_given_up_counts_no_more():
+    pool = JudgePool("a", "/models", "{}", 2, 1.0, False)
+    tally = Tally(judges_seen_at={pool.replica_key(0): 99.0})
+    tally.judge_failures[pool.replica_key(0)] = "no memory"
+    assert lost_judge([pool], tally, since=100.0) is None  # the other waits for its place
+    tally.judges_seen_at[pool.replica_key(1)] = 101.0
+    assert lost_judge([pool], tally, since=100.0) is None
+    assert "are gone" in lost_judge([pool], tally, since=102.0)
+    tally.judge_failures[pool.replica_key(1)] = "no memory either"
+    assert lost_judge([pool], tally, since=100.0) == "no memory"
 
 
 def test_starts_of_a_judges_engine_count_until_it_makes_a_step():
     board, a_step = Board(), StepLog.of_step(1, 100, 0.5, 8)
-    assert [board.judge_starts("a"), board.judge_starts("a"), board.judge_starts("b")] == [1, 2, 1]
+    assert [board.judge_starts(name)[0] for name in ("a", "a", "b")] == [1, 2, 1]
     board.report_judge("a", "process", StepLog())  # it lives, and has answered nothing yet
-    assert board.judge_starts("a") == 3
+    assert board.judge_starts("a") == (3, None)
     board.report_judge("a", "process", a_step)
-    assert [board.judge_starts("a"), board.judge_starts("b")] == [1, 2]
+    board.judge_failed("b", "no memory")
+    assert [board.judge_starts(name) for name in ("a", "b")] == [(1, None), (2, "no memory")]
 
 
 def test_pauses_before_starts_in_vain_grow_up_to_half_a_minute():

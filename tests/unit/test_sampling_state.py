@@ -198,21 +198,12 @@ bases = st.sampled_from(
 schedules = st.builds(Schedule, st.lists(rules, max_size=3).map(tuple), bases)
 
 
-@settings(max_examples=30, derandomize=True)
-@given(
-    schedules=st.lists(schedules, min_size=1, max_size=4),
-    entropy=st.integers(0, 2**32),
-    stall=st.sampled_from([0.0, 0.5]),
-    disturbance=st.sampled_from([0.0, 0.15]),
-    honours_sleep=st.booleans(),
-)
-def test_generations_equal_the_reference_whatever_the_engine_does(
-    *, implementation, schedules, entropy, stall, disturbance, honours_sleep
-):
+def play(implementation, schedules, entropy, *, stall, disturbance, honours_sleep):
+    """Compares two generations of each schedule, in one batch; returns the requests."""
     generator = np.random.default_rng(entropy)
     engine = Engine(implementation, generator, honours_sleep=honours_sleep)
     # Positions near 256 cross from one block of the timetable to the next.
-    waiting = [
+    requests = [
         Request(
             f"{index}",
             schedule,
@@ -222,6 +213,7 @@ def test_generations_equal_the_reference_whatever_the_engine_does(
         )
         for index, schedule in enumerate(schedules * 2)
     ]
+    waiting = list(requests)
     while waiting or engine.running:
         if waiting and (not engine.running or generator.random() < 0.3):
             engine.join(waiting.pop())
@@ -238,6 +230,53 @@ def test_generations_equal_the_reference_whatever_the_engine_does(
                 waiting.append(request)
         if generator.random() < disturbance:
             engine.shuffle()
+    return requests
+
+
+@settings(max_examples=30, derandomize=True)
+@given(
+    schedules=st.lists(schedules, min_size=1, max_size=4),
+    entropy=st.integers(0, 2**32),
+    stall=st.sampled_from([0.0, 0.5]),
+    disturbance=st.sampled_from([0.0, 0.15]),
+    honours_sleep=st.booleans(),
+)
+def test_generations_equal_the_reference_whatever_the_engine_does(
+    *, implementation, schedules, entropy, stall, disturbance, honours_sleep
+):
+    play(
+        implementation,
+        schedules,
+        entropy,
+        stall=stall,
+        disturbance=disturbance,
+        honours_sleep=honours_sleep,
+    )
+
+
+def test_the_reference_is_sure_of_most_generations():
+    """Else they would be compared with nothing."""
+    rules = [
+        Rule(PeriodicTrigger(3, 1), -1.0, Support(min_p=0.31), defer=3, burst=2),
+        Rule(BernoulliTrigger(0.3), float("-inf"), Support(top_p=0.87), cooldown=2),
+        Rule(EntropyTrigger(above=0.3), 2.0, Support(xtc=0.09), guard=("digits",)),
+        Rule(TextTrigger("word"), -0.3, Support(epsilon=0.137), is_distinct=True),
+    ]
+    requests = [
+        request
+        for entropy in range(25)
+        for request in play(
+            IMPLEMENTATIONS["host"],
+            [Schedule((rule,)) for rule in rules],
+            entropy,
+            stall=0.0,
+            disturbance=0.15,
+            honours_sleep=True,
+        )
+    ]
+    sure = [request.expected for request in requests if request.expected.is_sure]
+    assert len(sure) > 0.9 * len(requests)
+    assert sum(len(expected.injections) for expected in sure) > 200
 
 
 def run(rule_or_rules, rows, seed=0):
