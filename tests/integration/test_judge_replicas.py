@@ -123,7 +123,8 @@ def replicas(whole):
 def test_what_a_lost_replica_was_asked_the_others_answer(replicas):
     replicas.hold("works", "b")
     asked = replicas.ask(8)
-    wait_until(lambda: sum(future.done() for future in asked) == 4)
+    wait_until(lambda: sum(future.done() for future in asked) >= 4)
+    assert not all(future.done() for future in asked)
     replicas.hold("starts", "b")  # as if there were no room for it any more
     replicas.kill("b")
     assert replicas.answers(asked) == {"a"}
@@ -204,7 +205,8 @@ def test_a_replica_that_gives_up_says_why_and_stays_so(local_ray, tmp_path):
         reason = lost_judge([pool], ray.get(board.read.remote()), since=0.0)
         assert "no-such-model" in reason
         ray.kill(replica, no_restart=False)
-    events = [json.loads(line) for line in (output.run / "events.jsonl").read_text().splitlines()]
+    lines = Path(output.root, "_run", "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
     kinds = [event["event"] for event in events]
     assert kinds[:3] == ["judge_starts", "judge_failed", "judge_failed"]
     assert "no-such-model" in events[1]["reason"]
