@@ -171,6 +171,7 @@ def test_an_engine_that_does_not_start_says_why(negtemp, tiny_model, prompts, tm
     assert "max_model_len" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_an_adapter_that_vllm_can_t_carry_out_is_refused_at_the_start(
     negtemp, tiny_model, prompts, tmp_path
 ):

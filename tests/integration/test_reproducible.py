@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -121,6 +122,8 @@ def replayed(smol_model):
     model = AutoModelForCausalLM.from_pretrained(smol_model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(smol_model)
 
+    # Engines of other tests have left this thread one; theirs need none any more.
+    torch._C.set_num_threads(len(os.sched_getaffinity(0)))
     logits_of = {}
 
     def replay(rows):
