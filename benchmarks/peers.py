@@ -49,7 +49,7 @@ SAMPLES = 1
 ENGINE = {**machine_defaults(True), "max_model_len": 1024, "max_num_seqs": 32}
 IN_FLIGHT = 50  # distilabel's own batch size; more than the engine takes at once
 BLOCK_ROWS = 32  # ray.data.llm's own batch size
-IDLE_S = 300  # a command that gives its engine nothing for so long is given up; Ray Data starts in 100
+IDLE_S = 300  # a command that gives its engine nothing for so long is given up
 JOB = f"""
 version: 1
 name: peers
