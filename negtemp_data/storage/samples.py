@@ -18,7 +18,7 @@ def read_rows(
     prompt_id: str | None = None,
     columns: Sequence[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Committed rows in order, one batch in memory at a time; None selects everything.
+    """Committed rows in order, one batch in memory at a time; None selects all rows or columns.
 
     Raises:
         StorageError: A shard is damaged.

@@ -259,6 +259,17 @@ def test_a_mistyped_catalogue_name_gets_the_nearest() -> None:
     assert is_known(name)
 
 
+def test_a_model_of_the_hub_that_can_not_be_had_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match="is not on this machine and can't be downloaded"):
+        resolve_model("no-such-org/no-such-model")
+
+
 @pytest.mark.parametrize("name", ["", "zzzz", "a/b/c", "../up/there", "a b/c", "-x/y"])
 def test_what_is_no_name_of_a_model_says_what_is(
     name: str, monkeypatch: pytest.MonkeyPatch
